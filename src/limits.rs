@@ -47,6 +47,7 @@
 //! | time, redirects and networks of an image's address | [`UrlSettings`], set by the application | [`DownloadFailed`], [`AddressRefused`] |
 //! | bytes of the name of a model, a device or a capability | [`MAX_NAME_BYTES`], 256 | `InvalidConfig` of the actors |
 //! | bytes of a digest of a model's files, by which other nodes of a cluster know it | [`MAX_DIGEST_BYTES`], 128 | `InvalidConfig` of the actors |
+//! | calls of one peer, preloads say, that are worked on at a time | `MAX_HOSTED_CALLS` of `cluster/router/calls.rs`, 1,024 | `NoPeer` |
 //! | models that a pool tells other nodes of; bytes of a request, a chunk or an output between nodes | [`MAX_OFFERS`], 1,024; [`MAX_LETTER_BYTES`], 256 MiB | others are not reached from there; `InvalidInput` |
 //! | tenants of a model, and weight of one | [`MAX_TENANTS`], 4,096; 1 to [`MAX_TENANT_WEIGHT`], 1,000 | `InvalidConfig` of the actors |
 //! | requests that wait for a model | `QueueCapacity` of the capability | [`Overloaded`], or the caller waits |

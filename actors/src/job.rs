@@ -184,8 +184,11 @@ impl<C: Capability> Job<C> {
             let is_current = owed.attempt == attempt;
             if is_current {
                 owed.stage = Stage::Finished;
+                // A failure may have taken no time, which would be told as speed.
                 #[cfg(feature = "cluster")]
-                owed.answer.iter_mut().for_each(|answer| answer.slot.serve());
+                if result.is_ok() {
+                    owed.answer.iter_mut().for_each(|answer| answer.slot.serve());
+                }
                 owed.answer.take()
             } else {
                 None

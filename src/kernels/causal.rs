@@ -1,8 +1,7 @@
-//! Grouped-query attention with a KV cache (Ainslie et al., 2023, arXiv 2305.13245). Rows of several
-//! sequences lie one after another; each sequence has a cache of its own, to which its rows add their keys
-//! and values. On the processor, sequences and heads are spread over the caller's threads, and no sequence's
-//! result depends on another's; on an accelerator it is candle's operations, one sequence after another.
-//! Projections are left to the families.
+//! Grouped-query attention with a KV cache (Ainslie et al., 2023, arXiv 2305.13245). Rows of several sequences lie one after
+//! another; each sequence has a cache of its own, to which its rows add their keys and values. On the processor, sequences and
+//! heads are spread over the caller's threads, and no sequence's result depends on another's; on an accelerator it is candle's
+//! operations, one sequence after another. Projections are left to the families.
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ mod tests;
 #[cfg(test)]
 mod worker_tests;
 
+use std::any::Any;
 use std::collections::VecDeque;
 
 use model_actors::Completion;
@@ -35,8 +36,8 @@ pub(crate) trait Steps<Request: ?Sized> {
     ///
     /// # Errors
     /// The request is refused.
-    fn prepare(&self, _: &Request) -> Result<Option<Wait>> {
-        Ok(None)
+    fn prepare(&self, _: &Request) -> Result<Prepared> {
+        Ok(Prepared::There(None))
     }
 
     /// Number of rows that a text has to read before its next token: the rest of its prompt, then the token before.
@@ -72,6 +73,14 @@ pub(crate) trait Steps<Request: ?Sized> {
     /// # Errors
     /// A computation that failed.
     fn fork(&self, state: &Self::State) -> Result<Option<Self::State>>;
+}
+
+/// The state of something that a request needs and others provide.
+pub(crate) enum Prepared {
+    /// It is there, as long as this is held.
+    There(Option<Box<dyn Any>>),
+    /// It is not there yet.
+    Later(Wait),
 }
 
 /// A wait for something that others provide: nothing until it is there, or cannot be had. What it waited for stays there as

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, Conversation, Generation, PartMarks, TextSettings, encode_messages};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
-use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams, Wait};
+use crate::models::continuous_batching::{self, Logits, Part, Prepared, Start, Steps, Streams};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::transformer::Adapter;
 use crate::structured::{Grammar, Grammars};
@@ -277,8 +277,9 @@ impl Steps<GenerateText> for TextGenerationModel {
         Ok(Start { generation: generation(0, grammar)?, others, most, state })
     }
 
-    fn prepare(&self, request: &GenerateText) -> Result<Option<Wait>> {
-        request.adapter.as_deref().map_or(Ok(None), |name| self.shared.adapters.prepare(name))
+    fn prepare(&self, request: &GenerateText) -> Result<Prepared> {
+        let adapter = request.adapter.as_deref();
+        adapter.map_or(Ok(Prepared::There(None)), |name| self.shared.adapters.prepare(name))
     }
 
     fn unread(&self, state: &State) -> usize {

@@ -12,7 +12,7 @@ use crate::alarm::Overdue;
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 #[cfg(feature = "cluster")]
-use crate::cluster::{Elsewhere, ElsewhereCall, router::CallKind};
+use crate::cluster::{Elsewhere, ElsewhereCall, router::CallKind, router::Wanted};
 use crate::entry;
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::Time;
@@ -64,7 +64,11 @@ impl<C: Capability> ModelHandle<C> {
 
     /// Makes a call of another node, with the time that it has left.
     #[cfg(feature = "cluster")]
-    pub(crate) async fn host_call(&self, kind: CallKind, within: Duration) -> Result<()> {
+    pub(crate) async fn host_call(&self, wanted: &Wanted, kind: CallKind, within: Duration) -> Result<()> {
+        // Other files may have taken its name meanwhile.
+        if self.latest().digest() != Some(&wanted.digest) {
+            return Err(self.shared.not_found(&wanted.model));
+        }
         let deadline = self.shared.clock.now() + within;
         let call = match kind {
             CallKind::Preload => Call::Preload,

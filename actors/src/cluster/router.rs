@@ -83,7 +83,7 @@ pub enum Input {
         key: CallKey,
         /// The model.
         wanted: Wanted,
-        /// What is to be done.
+        /// The call's kind.
         kind: CallKind,
         /// The moment.
         ends: Time,
@@ -136,7 +136,7 @@ pub enum Effect {
         call: CallKey,
         /// The model.
         wanted: Wanted,
-        /// What is to be done.
+        /// The call's kind.
         kind: CallKind,
         /// The time left.
         within: Duration,

@@ -66,7 +66,8 @@ impl LoadRate {
     /// Estimated time of the load of so many bytes.
     fn load(&self, bytes: Option<Bytes>) -> Duration {
         let Some(bytes) = bytes else { return UNSEEN_LOAD };
-        let rate = if self.seconds > 0.0 { self.bytes / self.seconds } else { UNSEEN_RATE };
+        let seen = self.seconds > 0.0 && self.bytes > 0.0;
+        let rate = if seen { self.bytes / self.seconds } else { UNSEEN_RATE };
         let estimate = Duration::try_from_secs_f64(bytes.0 as f64 / rate).unwrap_or(Duration::MAX);
         estimate.max(LEAST_LOAD)
     }
@@ -84,17 +85,16 @@ struct Seen {
 }
 
 impl Seen {
-    fn new(now: Time) -> Self {
-        Self { sampled: now, unit: UnitTime::default(), serves: false, loading_since: None, load: None }
+    fn new(serves: bool, now: Time) -> Self {
+        Self { sampled: now, unit: UnitTime::default(), serves, loading_since: None, load: None }
     }
 
     /// Notes how its load stands at a sample. Returns the time of one that is over; it is right to an interval of samples.
     fn note(&mut self, is_loading: bool, serves: bool, now: Time) -> Option<Duration> {
         let before = (std::mem::replace(&mut self.serves, serves), std::mem::replace(&mut self.sampled, now));
-        if is_loading && !serves {
-            self.loading_since.get_or_insert(now);
-        }
         if !serves {
+            // One that failed or was given up is no load any more.
+            self.loading_since = if is_loading { self.loading_since.or(Some(now)) } else { None };
             return None;
         }
         let since = self.loading_since.take();
@@ -141,6 +141,10 @@ fn workers(status: Option<&ModelStatus>) -> u32 {
     small(workers.filter(|worker| serves(&worker.phase)).count())
 }
 
+fn loads(model: &ModelStatus) -> bool {
+    model.workers.iter().any(|worker| worker.phase == WorkerPhase::Loading)
+}
+
 /// Bytes that a model takes with one worker, measured or else estimated.
 fn bytes<C: Capability>(model: &Registered<C>, status: Option<&ModelStatus>) -> Option<Bytes> {
     let measured = status.and_then(|status| status.footprint);
@@ -153,8 +157,7 @@ fn room(system: &SystemStatus, device: &Device) -> Option<Room> {
     let free = memory.limit.saturating_sub(memory.charged) + memory.cached;
     let can_go = |model: &&ModelStatus| {
         let waiting = model.queued_interactive + model.queued_batch;
-        let loads = model.workers.iter().any(|worker| worker.phase == WorkerPhase::Loading);
-        model.device == *device && !model.pinned && waiting + model.in_flight == 0 && !loads
+        model.device == *device && !model.pinned && waiting + model.in_flight == 0 && !loads(model)
     };
     let models = system.pools.iter().flat_map(|pool| pool.all_models());
     let evictable = models.filter(can_go).map(|model| model.bytes.0).sum();
@@ -171,9 +174,9 @@ impl Measures {
         let status = status_of(system, model);
         let bytes = bytes(model, status);
         let workers = workers(status);
-        let seen = self.seen.entry(model.key()).or_insert_with(|| Seen::new(now));
+        let seen = self.seen.entry(model.key()).or_insert_with(|| Seen::new(workers > 0, now));
         seen.unit.add(model.entry.take_served(workers));
-        let is_loading = status.is_some_and(|status| status.loading.is_some());
+        let is_loading = status.is_some_and(|status| status.loading.is_some() || loads(status));
         let loaded = seen.note(is_loading, workers > 0, now);
         if let (Some(took), Some(bytes)) = (loaded, bytes) {
             self.loads.add(bytes, took);
@@ -254,13 +257,16 @@ mod tests {
         assert_eq!(loads.load(None), UNSEEN_LOAD);
         assert_eq!(loads.load(Some(Bytes::mib(1000))), Duration::from_secs(5));
         assert_eq!(loads.load(Some(Bytes(1))), LEAST_LOAD);
+        loads.add(Bytes(0), Duration::from_secs(2));
+        assert_eq!(loads.load(Some(Bytes::mib(1000))), Duration::from_secs(5), "no bytes tell no rate");
+        let mut loads = LoadRate::default();
         loads.add(Bytes::mib(100), Duration::from_secs(2));
         assert_eq!(loads.load(Some(Bytes::mib(200))), Duration::from_secs(4));
     }
 
     #[test]
     fn a_load_is_timed_from_its_beginning_and_counts_down() {
-        let mut seen = Seen::new(at(0));
+        let mut seen = Seen::new(false, at(0));
         assert_eq!(seen.note(true, false, at(250)), None);
         assert_eq!(seen.left(Duration::from_secs(3), at(1250)), Duration::from_secs(2));
         assert_eq!(seen.left(Duration::from_secs(3), at(9000)), EXCHANGE, "it is not over");
@@ -270,5 +276,18 @@ mod tests {
         // It goes, and comes back within a sample.
         assert_eq!(seen.note(false, false, at(9750)), None);
         assert_eq!(seen.note(false, true, at(10_000)), Some(Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn a_load_that_failed_or_was_before_the_first_sample_has_no_time() {
+        let mut seen = Seen::new(false, at(0));
+        assert_eq!(seen.note(true, false, at(250)), None);
+        assert_eq!(seen.note(false, false, at(500)), None);
+        assert_eq!(seen.left(Duration::from_secs(3), at(9000)), Duration::from_secs(3), "nothing loads");
+        assert_eq!(seen.note(true, false, at(9000)), None);
+        assert_eq!(seen.note(false, true, at(9500)), Some(Duration::from_millis(500)));
+        let mut served_before = Seen::new(true, at(0));
+        assert_eq!(served_before.note(false, true, at(0)), None);
+        assert_eq!(served_before.load, None);
     }
 }

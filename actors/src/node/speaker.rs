@@ -363,7 +363,7 @@ impl<C: Portable> SpeakerState<C> {
             interactive_slots: offer.slots[0],
             requests: offer.requests(),
             cost: offer.queue,
-            unit: offer.unit_time(),
+            unit: offer.unit,
             bytes: offer.bytes.map(Bytes),
             free: offer.room.map(|room| Bytes(room.free)),
         }

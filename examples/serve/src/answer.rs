@@ -2,6 +2,7 @@
 
 use std::future::ready;
 
+use axum::http::StatusCode;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use candle_actors::{Completion, FinishReason, TextChunk, TokenLogprobs, ToolCall, Usage};
@@ -62,15 +63,31 @@ pub(crate) async fn answer(
     let mut answer =
         Answer { endpoint, id, created, model, choices, form, usage, begun, called, characters, ended: 0 };
     if form == Form::Whole {
-        return Ok(Json(answer.whole(whole(writings).await?)).into_response());
+        let completions = whole(writings).await?;
+        completions.iter().try_for_each(|completion| has_all(completion, choices))?;
+        return Ok(Json(answer.whole(completions)).into_response());
     }
     let events = side_by_side(writings).await?.flat_map(move |piece| {
-        stream::iter(match piece {
+        let complete = |piece: (usize, Piece)| match &piece.1 {
+            Piece::End(completion) => has_all(completion, choices).map(|()| piece),
+            Piece::Text(_) => Ok(piece),
+        };
+        stream::iter(match piece.and_then(complete) {
             Ok((prompt, piece)) => answer.events(prompt, piece).into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         })
     });
     streamed(events.chain(stream::once(ready(Ok(done()))))).await
+}
+
+/// A model of another make may know nothing of several answers.
+fn has_all(completion: &Completion, choices: usize) -> Result<(), ApiError> {
+    let given = completion.answers().count();
+    if given == choices {
+        return Ok(());
+    }
+    let message = format!("the model wrote {given} answers to a prompt, and {choices} were asked for");
+    Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "missing_answers", message))
 }
 
 impl Answer {

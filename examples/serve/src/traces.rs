@@ -46,7 +46,10 @@ impl Traces {
     /// # Errors
     /// For an address that is none, and where TLS cannot be set up.
     pub fn new(endpoint: Option<&str>) -> Result<Option<Self>, BoxError> {
-        if endpoint.is_none() && ENDPOINTS.iter().all(|name| std::env::var_os(name).is_none()) {
+        // An empty value counts as none, as the standard has it.
+        let endpoint = endpoint.filter(|endpoint| !endpoint.is_empty());
+        let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if endpoint.is_none() && !ENDPOINTS.iter().any(is_set) {
             return Ok(None);
         }
         let mut exporter = SpanExporter::builder().with_http().with_http_client(Post::new()?);

@@ -33,6 +33,13 @@ class Browser:
             port = free.getsockname()[1]
         self.driver = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
         self.base = f"http://127.0.0.1:{port}"
+        try:
+            self.begin(browser)
+        except BaseException:
+            self.driver.kill()
+            raise
+
+    def begin(self, browser):
         self.until_it_listens()
         self.base += "/session"
         options = {"binary": browser, "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server"]}

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use model_actors::{Batch, Capability, Completion, EmitError, Failure, Item, RequestId, TextChunk};
 
-use super::{Held, Steps, Streams, Wait};
+use super::{Held, Prepared, Steps, Streams, Wait};
 use crate::limits::GenerationLimits;
 
 /// Runs a batch to its end, and whatever joins it meanwhile, within these limits.
@@ -69,8 +69,9 @@ fn begin<C, S>(
             continue;
         }
         let begun = match model.prepare(item.request()) {
-            Ok(None) => model.begin(item.request()),
-            Ok(Some(wait)) => {
+            // Held until its text has it too.
+            Ok(Prepared::There(_held)) => model.begin(item.request()),
+            Ok(Prepared::Later(wait)) => {
                 waits.push((id, wait));
                 continue;
             }
@@ -93,20 +94,21 @@ fn begin<C, S>(
     }
 }
 
-/// Ends the waits that are over: their requests are the next to begin, or fail. What they waited for is there as long as what
+/// Ends the waits that are over: their requests are the next to begin, in their order, or fail. What they waited for is there as long as what
 /// is returned.
 fn end_waits<C: Capability>(
     batch: &Batch<'_, C>,
     waits: &mut Vec<(RequestId, Wait)>,
     new: &mut VecDeque<RequestId>,
 ) -> Vec<(RequestId, Wait)> {
+    let mut ready = Vec::new();
     let is_over = |(id, wait): &mut (RequestId, Wait)| {
         let item = batch.items().iter().find(|item| item.id() == *id).filter(|item| !item.should_stop());
         match (item, item.and_then(|_| wait())) {
             (None, _) => true,
             (Some(_), None) => false,
             (Some(_), Some(Ok(()))) => {
-                new.push_front(*id);
+                ready.push(*id);
                 true
             }
             (Some(item), Some(Err(error))) => {
@@ -115,7 +117,9 @@ fn end_waits<C: Capability>(
             }
         }
     };
-    waits.extract_if(.., is_over).collect()
+    let over = waits.extract_if(.., is_over).collect();
+    ready.into_iter().rev().for_each(|id| new.push_front(id));
+    over
 }
 
 /// Gives readers what there is for them, and lets go of texts that nobody waits for.

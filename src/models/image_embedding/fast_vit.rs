@@ -47,11 +47,16 @@ impl Config {
     }
 
     /// Bytes that an image of this side needs besides the weights: the rows of a feed-forward network at a quarter of the
-    /// side, in all their forms.
+    /// side, in all their forms, and the scores of attention.
     pub(super) fn scratch(&self, side: usize) -> Bytes {
         let fastvit::Config { in_channels, exp_ratio, .. } = self.network;
-        let sides = [4 * 10, in_channels, exp_ratio + 1, side / 4, side / 4];
-        Bytes(sides.iter().fold(1, |bytes: u64, side| bytes.saturating_mul(*side as u64)))
+        let product =
+            |sides: &[usize]| sides.iter().fold(1, |bytes: u64, side| bytes.saturating_mul(*side as u64));
+        let rows = product(&[4 * 10, in_channels, exp_ratio + 1, side / 4, side / 4]);
+        // The last stage's scores of each two of its places in a quarter as many heads as channels, in three forms.
+        let places = side.div_ceil(32);
+        let scores = product(&[4 * 3, in_channels.div_ceil(4), places * places, places * places]);
+        Bytes(rows.saturating_add(scores))
     }
 
     /// Loads the network from the tensors on this path.

@@ -130,7 +130,7 @@ impl Default for TextSettings {
     }
 }
 
-/// What embeds images.
+/// The network for images.
 enum Images {
     Transformer(Box<VisionConfig>),
     #[cfg(feature = "transformers")]

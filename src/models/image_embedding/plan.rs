@@ -116,7 +116,7 @@ fn images_of(
         _ => String::new(),
     };
     if !taken.is_empty() {
-        return invalid(format!("the model takes {taken}; its preprocessor_config.json makes others"));
+        return invalid(format!("the model takes {taken}; its preprocessing makes others"));
     }
     let images = Images { side, preprocessing };
     let rows = images.most_rows();

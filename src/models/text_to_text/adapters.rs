@@ -15,7 +15,7 @@ use model_actors::{Bytes, LoadContext, OnDemandParts, PartRoom};
 
 use super::network::{HeldAdapter, LoadedAdapter, NetworkConfig};
 use crate::error::{Error, Result};
-use crate::models::continuous_batching::Wait;
+use crate::models::continuous_batching::{Prepared, Wait};
 use crate::models::peft::{PeftAdapter, of_adapter};
 use crate::source::OpenAdapters;
 
@@ -86,24 +86,28 @@ impl Adapters {
         self.source.load(name)
     }
 
-    /// Begins to load the adapter of this name unless it is there. The wait ends once it is, or cannot be loaded.
+    /// Begins to load the adapter of this name unless it is there. The wait ends once it is, or cannot be loaded, or may be
+    /// begun with.
     ///
     /// # Errors
     /// [`Error::UnknownAdapter`], [`Error::Compute`] if no thread can be started.
-    pub(super) fn prepare(&self, name: &str) -> Result<Option<Wait>> {
-        let wait = |load: Arc<Load>| -> Option<Wait> {
-            Some(Box::new(move || Some(load.0.get()?.as_ref().map(|_| ()).map_err(Error::clone))))
+    pub(super) fn prepare(&self, name: &str) -> Result<Prepared> {
+        let wait = |load: Arc<Load>| -> Wait {
+            Box::new(move || Some(load.0.get()?.as_ref().map(|_| ()).map_err(Error::clone)))
         };
         self.source.sources.get(name)?;
-        if self.source.parts.get(name).is_some() {
-            return Ok(None);
+        if let Some(held) = self.source.parts.get(name) {
+            return Ok(Prepared::There(Some(Box::new(held))));
         }
         let mut loads = locked(&self.source.loads);
         if let Some(load) = loads.get(name) {
-            return Ok(wait(load.clone()));
+            return Ok(Prepared::Later(wait(load.clone())));
         }
         if loads.len() >= MAX_LOADS {
-            return Ok(Some(Box::new(|| Some(Ok(())))));
+            let source = self.source.clone();
+            return Ok(Prepared::Later(Box::new(move || {
+                (locked(&source.loads).len() < MAX_LOADS).then_some(Ok(()))
+            })));
         }
         let load = Arc::new(Load::default());
         let (source, own, told) = (self.source.clone(), name.to_owned(), load.clone());
@@ -122,7 +126,7 @@ impl Adapters {
         let mut threads = locked(&self.threads);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
-        Ok(wait(load))
+        Ok(Prepared::Later(wait(load)))
     }
 }
 
@@ -145,9 +149,10 @@ impl AdapterLoader {
         let opened = open(&self.sources, name, &self.context)?;
         let room = self.room(name, opened.bytes())?;
         let began = Instant::now();
+        // Before they are read: files that change meanwhile have another number the next time.
+        let identity = self.identity(name, &opened);
         let adapter = self.config.load_adapter(&opened, &self.device, &self.context);
         let adapter = adapter.map_err(|error| of_adapter(name, opened.file(), error))?;
-        let identity = self.identity(name, &opened);
         Ok(self.parts.insert(room, began.elapsed(), LoadedAdapter { adapter, identity }))
     }
 
@@ -155,6 +160,8 @@ impl AdapterLoader {
     fn room(&self, name: &str, bytes: Bytes) -> Result<PartRoom> {
         let began = Instant::now();
         let mut relief = began + RELIEF;
+        // Memory that was free or a cache's when an idle worker was last asked to go.
+        let mut before = None;
         loop {
             let found = match self.parts.room(name, bytes) {
                 Ok(room) => return Ok(room),
@@ -168,7 +175,12 @@ impl AdapterLoader {
                 return Err(Error::NoRoomForAdapter { adapter: name.to_owned(), needed: bytes, free, limit });
             }
             if Instant::now() >= relief {
-                self.parts.ask_for_relief();
+                // What caches hold will do, or is another's who waits. And where nobody went, nobody will.
+                let available = found.free() + found.cached();
+                if available < bytes && before.is_none_or(|before| before < available) {
+                    self.parts.ask_for_relief();
+                    before = Some(available);
+                }
                 relief = Instant::now() + RELIEF;
             }
             thread::sleep(LOOK_AGAIN);

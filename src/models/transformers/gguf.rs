@@ -101,6 +101,7 @@ fn model(architecture: &Architecture, file: &GgufFile) -> Result<Model> {
     let count = Metadata { file, name, layers: 1 }.required("block_count")?;
     let metadata = Metadata { file, name, layers: layer_count(file.path(), count)? };
     refuse_scaling(&metadata)?;
+    refuse_other_forms(&metadata)?;
     let model = describe(&metadata)?;
     let is_there = |(tensor, _): &&(String, Vec<usize>)| file.contains(tensor);
     for (tensor, shape) in model.tensors.iter().chain(model.optional.iter().filter(is_there)) {
@@ -133,6 +134,25 @@ fn refuse_scaling(metadata: &Metadata<'_>) -> Result<()> {
         Some((key, found)) => Err(metadata.unsupported(key, found, "none")),
         None => Ok(()),
     }
+}
+
+/// Refuses forms of these models that the library does not compute: positions in sections (of GLM-4V's text), embedders, and
+/// windows.
+fn refuse_other_forms(metadata: &Metadata<'_>) -> Result<()> {
+    let key = |key: &str| metadata.file.header().value(&format!("{}.{key}", metadata.name));
+    if key("rope.dimension_sections").is_some() {
+        return Err(metadata.unsupported("rope.dimension_sections", "sections", "none"));
+    }
+    let causal = metadata.file.header().truth(&format!("{}.attention.causal", metadata.name));
+    if causal == Some(false) {
+        return Err(metadata.unsupported("attention.causal", "false", "true"));
+    }
+    for name in ["pooling_type", "attention.sliding_window"] {
+        if let Some(found) = metadata.optional(name)?.filter(|found| *found != 0) {
+            return Err(metadata.unsupported(name, &found.to_string(), "0"));
+        }
+    }
+    Ok(())
 }
 
 /// candle's type of the tensors of this number, where it multiplies them: some only in pairs of blocks.

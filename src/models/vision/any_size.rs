@@ -1,4 +1,4 @@
-//! What vision towers for images of any size have in common: the order of patches, and the steps of a crop that has very
+//! Parts that vision towers for images of any size share: the order of patches, and the steps of a crop that has very
 //! many of them in bounded parts. Which patches see each other, and what is made of them, is left to the towers.
 
 mod order;

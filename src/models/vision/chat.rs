@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::asked::Asked;
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
+use crate::limits::MAX_PROMPT_BYTES;
 use crate::models::generation_config::GenerationConfig;
 use crate::source::Files;
 use crate::tokens::{Mask, Specials, Tokens};
@@ -99,6 +100,20 @@ impl Chat {
             places.extend(run.first().is_some_and(is_image).then_some(place));
         }
         Ok((ids, places))
+    }
+
+    /// Refuses so many placeholders for images, each written as this word, that no prompt has room for them: before they are
+    /// written.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`].
+    pub(super) fn check_room(count: usize, word: &str) -> Result<()> {
+        if count.saturating_mul(word.len()) <= MAX_PROMPT_BYTES {
+            return Ok(());
+        }
+        let reason =
+            format!("the images become {count} tokens of the prompt, which is more than any has room for");
+        Err(Error::InvalidInput(reason))
     }
 
     /// The tokens of what `written` makes of the template's text. Where nothing is asked at all, a description is.

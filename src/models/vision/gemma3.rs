@@ -226,8 +226,10 @@ impl Architecture for Config {
         };
         let ImageTokens { begin, row, end } = self.image_tokens;
         let begin_word = written("boi_token_index", begin)?;
-        let rows = written("image_token_index", row)?.repeat(self.rows());
-        let words = format!("\n\n{begin_word}{rows}{}\n\n", written("eoi_token_index", end)?);
+        let row = written("image_token_index", row)?;
+        Chat::check_room(self.rows(), &row).map_err(|error| invalid(&self.file, error.to_string()))?;
+        let (rows, end_word) = (row.repeat(self.rows()), written("eoi_token_index", end)?);
+        let words = format!("\n\n{begin_word}{rows}{end_word}\n\n");
         let reader = weights.reader("", device, context);
         let tensors = SafeTensors::new(&reader, "", self.vision.transformer.workload);
         let tower = tensors.at(prefix(weights, &TOWERS, "embeddings.patch_embedding.weight"));
@@ -312,6 +314,7 @@ impl Network for Gemma3 {
 
     fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
         let sides = asked.sides.clone();
+        Chat::check_room(sides.len(), &self.words)?;
         let words = vec![self.words.clone(); sides.len()];
         let count = sides.len() * self.rows;
         let (begin, word) = &self.begin;

@@ -240,8 +240,9 @@ impl Network for Idefics3 {
     fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
         let sides = asked.sides.clone();
         let grids: Vec<(usize, usize)> = sides.iter().map(|sides| self.splits.grid(*sides)).collect();
-        let words: Vec<String> = grids.iter().map(|grid| self.words(*grid)).collect();
         let count = grids.iter().map(|(rows, columns)| (rows * columns + 1) * self.rows).sum();
+        Chat::check_room(count, &self.image_word)?;
+        let words: Vec<String> = grids.iter().map(|grid| self.words(*grid)).collect();
         let (tokens, places) = self.chat.ask_in_words(tokens, asked, (&self.image_word, &words), count)?;
         Ok(Prompt { tokens, places, sides })
     }

@@ -76,6 +76,7 @@ enum Whereabouts {
 #[derive(Debug)]
 pub(super) struct Asked {
     request: Request,
+    since: Time,
     whereabouts: Whereabouts,
     /// Peers that have refused it for good.
     refused: Vec<Boot>,
@@ -120,6 +121,7 @@ impl Router {
     pub(super) fn submit(&mut self, key: RequestKey, request: Request) {
         let asked = Asked {
             request,
+            since: self.now,
             whereabouts: Whereabouts::Waiting,
             refused: Vec::new(),
             losses: 0,
@@ -155,7 +157,8 @@ impl Router {
         let known = willing.iter().map(|(_, candidate)| *candidate);
         let known: Vec<Candidate> = known.filter(|candidate| candidate.is_free || !impatient).collect();
         let mut random = self.random.clone();
-        let place = choose(own, &known, wanted, cost, &mut random);
+        let waited = self.now.since(asked.since);
+        let place = choose(own, &known, wanted, (cost, waited), &mut random);
         let (none_left, failed) = (willing.is_empty(), asked.left_alone());
         let late = asked.lost_by.map_or(Failed::Late { running: false }, Failed::PeerLost);
         let is_late = self.now >= asked.request.deadline.min(asked.request.end);

@@ -9,6 +9,9 @@ use super::protocol::{Boot, CallKey, CallKind, Message, Wanted};
 use super::{Effect, Failed, GRACE, Router};
 use crate::id::Time;
 
+/// Largest number of calls of one peer that are worked on here at a time: far above those that its callers can make.
+const MAX_HOSTED_CALLS: usize = 1024;
+
 /// A call of a caller here.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -140,7 +143,7 @@ impl Router {
     pub(super) fn heard_call(&mut self, from: Boot, key: CallKey, wanted: &Wanted, effect: Effect) {
         let serves = !self.leaving && self.models.iter().any(|own| own.wanted == *wanted);
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        if !serves {
+        if !serves || peer.calls.len() >= MAX_HOSTED_CALLS {
             self.effects.push(Effect::Tell(from, Message::NotCalled(key)));
         } else if peer.calls.insert(key) {
             self.effects.push(effect);

@@ -44,7 +44,7 @@ impl Own {
         self.requests < self.workers
     }
 
-    /// What a peer is told of it, with these numbers of slots.
+    /// The offer of it to a peer, with these numbers of slots.
     pub(super) fn offer(&self, slots: [u32; 2]) -> Offer {
         let Self { wanted, requests, queue, unit, load, bytes, room, .. } = self.clone();
         // What takes more than a second is not unknown.
@@ -157,7 +157,7 @@ impl Candidate {
             holds: offer.resident || requests > 0,
             requests,
             queue: offer.queue.saturating_add(sent.cost),
-            unit: offer.unit_time(),
+            unit: offer.unit,
             load: if offer.resident { Duration::ZERO } else { offer.load },
             bytes: offer.bytes,
             room: offer.room,
@@ -217,13 +217,13 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Chooses a place for a request of this cost, or none if it is better off with waiting for a slot. `peers` are those who
-/// serve its model.
+/// Chooses a place for a request of this cost that has waited for so long, or none if it is better off with waiting for a
+/// slot. `peers` are those who serve its model.
 pub(super) fn choose(
     own: Option<&Own>,
     peers: &[Candidate],
     wanted: &Wanted,
-    cost: u64,
+    (cost, waited): (u64, Duration),
     random: &mut fastrand::Rng,
 ) -> Option<Place> {
     if own.is_some_and(Own::serves_at_once) {
@@ -236,12 +236,14 @@ pub(super) fn choose(
     let Some(shortest) = holders.clone().map(|candidate| compared.wait(candidate)).min() else {
         return fresh.map(|candidate| candidate.place);
     };
-    // Hot: one more load serves it much sooner than any who hold it.
+    let are_full = holders.clone().all(|candidate| !candidate.is_free);
+    // Hot: one more load serves it much sooner than any who hold it, or would have served it by now, while none of them had a
+    // slot for it.
     let spreads = |fresh: &&Candidate| {
         let wait = compared.wait(fresh).saturating_add(compared.reload(fresh));
-        let is_sooner = wait.saturating_mul(SPREAD) < shortest;
         // How long requests take has to be known.
-        compared.fastest.is_some() && compared.eviction(fresh) != Eviction::TooLittle && is_sooner
+        let is_sooner = compared.fastest.is_some() && wait.saturating_mul(SPREAD) < shortest;
+        compared.eviction(fresh) != Eviction::TooLittle && (is_sooner || (are_full && wait < waited))
     };
     if let Some(fresh) = fresh.filter(spreads) {
         return Some(fresh.place);
@@ -324,7 +326,7 @@ mod tests {
 
     /// The place of a request of cost 10.
     fn at(own: Option<&Own>, peers: &[Candidate]) -> Option<Place> {
-        choose(own, peers, &wanted(), 10, &mut fastrand::Rng::with_seed(1))
+        choose(own, peers, &wanted(), (10, Duration::ZERO), &mut fastrand::Rng::with_seed(1))
     }
 
     #[test]
@@ -410,7 +412,7 @@ mod tests {
         let reversed: Vec<Candidate> = peers.iter().rev().copied().collect();
         for seed in 0..20 {
             let mut random = fastrand::Rng::with_seed(seed);
-            assert_eq!(choose(None, &reversed, &wanted(), 10, &mut random), chosen);
+            assert_eq!(choose(None, &reversed, &wanted(), (10, Duration::ZERO), &mut random), chosen);
         }
         assert_eq!(home(&peers, &wanted()).map(|candidate| candidate.place), chosen);
         // Another model has another place.
@@ -450,6 +452,15 @@ mod tests {
         assert_eq!(at(None, &[full(1900), roomy(2, 200, 0)]), None);
         assert_eq!(at(None, &[full(2100), roomy(2, 200, 0)]), Some(Place::At(Boot(2))));
         assert_eq!(at(None, &[full(2100)]), None);
+        // Not for ever: by now it would have been loaded here.
+        let mut here = own(0, 0, 0);
+        here.load = Duration::from_secs(1);
+        let after = |millis| {
+            let random = &mut fastrand::Rng::with_seed(1);
+            choose(Some(&here), &[full(100)], &wanted(), (10, MILLI * millis), random)
+        };
+        assert_eq!(after(900), None);
+        assert_eq!(after(1100), Some(Place::Here));
     }
 
     #[test]
@@ -458,7 +469,7 @@ mod tests {
         let chosen = at(None, &idle);
         for seed in 0..20 {
             let mut random = fastrand::Rng::with_seed(seed);
-            assert_eq!(choose(None, &idle, &wanted(), 10, &mut random), chosen);
+            assert_eq!(choose(None, &idle, &wanted(), (10, Duration::ZERO), &mut random), chosen);
         }
         // It has something to do, or is slow.
         for change in
@@ -467,7 +478,8 @@ mod tests {
             let mut changed = idle.clone();
             changed.iter_mut().filter(|one| Some(one.place) == chosen).for_each(change);
             let mut random = fastrand::Rng::with_seed(7);
-            let all = (0..200).filter_map(|_| choose(None, &changed, &wanted(), 10, &mut random));
+            let all =
+                (0..200).filter_map(|_| choose(None, &changed, &wanted(), (10, Duration::ZERO), &mut random));
             let mut all: Vec<Place> = all.collect();
             all.sort();
             all.dedup();

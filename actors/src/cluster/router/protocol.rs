@@ -45,7 +45,8 @@ pub struct Offer {
     pub slots: [u32; 2],
     /// Cost of the requests that wait or run. A node of an earlier build counts each as 1.
     pub queue: u64,
-    /// Measured cost of what is served in a second, for nodes of an earlier build; 0 while nothing is known.
+    /// Measured cost of what is served in a second, for nodes of an earlier build; 0 while nothing is known. Such a node
+    /// tells requests a second here, which is another unit, so it is not read.
     pub rate: u64,
     /// Time until it serves, if it is not in memory, or that its load would take.
     pub load: Duration,
@@ -67,11 +68,6 @@ impl Offer {
     /// Number of the requests that wait or run.
     pub fn requests(&self) -> u64 {
         self.requests.unwrap_or(self.queue)
-    }
-
-    /// Measured time per unit of cost.
-    pub fn unit_time(&self) -> Option<Duration> {
-        self.unit.or_else(|| (self.rate > 0).then(|| Duration::from_secs_f64(1.0 / self.rate as f64)))
     }
 }
 
@@ -152,7 +148,7 @@ pub enum Message {
         call: CallKey,
         /// The model.
         wanted: Wanted,
-        /// What is to be done.
+        /// The call's kind.
         kind: CallKind,
         /// Time left.
         within: Duration,

@@ -1,6 +1,7 @@
 //! The speaker's part for calls that are no requests: those of callers here on models that other nodes serve, and those of
 //! peers on models of this node.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
@@ -16,6 +17,9 @@ use crate::node::guests::written_bytes;
 use crate::node::own::wanted;
 use crate::pool::Call;
 use crate::wire;
+
+/// Longest time that a call of a peer is worked on, whatever the peer says.
+const LONGEST_CALL: Duration = Duration::from_secs(60 * 60);
 
 /// The answer to a call, with what is known of the model by then.
 type Answer = Result<Option<ModelFacts>>;
@@ -98,15 +102,17 @@ impl<C: Portable> SpeakerState<C> {
     ) {
         let Some(link) = self.links.get(&from) else { return };
         let (post, myself) = (link.post.clone(), self.myself.clone());
-        let model = Client::new(self.shared.clone()).handle(wanted.model.clone());
+        let (wanted, client) = (wanted.clone(), Client::new(self.shared.clone()));
+        let model = client.handle(wanted.model.clone());
         let task = tokio::spawn(async move {
             let answer: Answer = async {
                 let model = model?;
-                model.host_call(kind, within).await?;
-                Ok(model.facts())
+                model.host_call(&wanted, kind, within.min(LONGEST_CALL)).await?;
+                // They are asked of a loader, which is code of the application.
+                Ok(catch_unwind(AssertUnwindSafe(|| model.facts())).unwrap_or(None))
             }
             .await;
-            let written = written_bytes(&answer).or_else(|_| written_bytes(&Answer::Ok(None)));
+            let written = written_bytes(&answer).or_else(|_| written_bytes::<Answer>(&answer.map(|_| None)));
             let body = match written {
                 Ok(bytes) => post.body(bytes).await,
                 Err(_) => None,

@@ -23,8 +23,8 @@ fn describe(metadata: &Metadata<'_>) -> error::Result<Model> {
     let shape = metadata.shape()?;
     let (width, heads, kv_heads, size) = (shape.width, shape.heads, shape.kv_heads, shape.head_size);
     let rotated = metadata.optional("rope.dimension_count")?.unwrap_or(size);
-    if rotated.checked_mul(2) != Some(size) {
-        // The library has it at one half.
+    if rotated.checked_mul(2) != Some(size) || !rotated.is_multiple_of(2) {
+        // The library has it at one half, in pairs.
         let (found, half) = (rotated.to_string(), format!("{}, half of a head", size / 2));
         return Err(metadata.unsupported("rope.dimension_count", &found, half));
     }

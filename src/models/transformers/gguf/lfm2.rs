@@ -31,6 +31,11 @@ fn describe(metadata: &Metadata<'_>) -> error::Result<Model> {
         let found = size.to_string();
         return Err(metadata.unsupported("attention.key_length", &found, "the width by the number of heads"));
     }
+    let rotated = metadata.optional("rope.dimension_count")?.unwrap_or(size);
+    if rotated != size || !size.is_multiple_of(2) {
+        let expected = format!("{size}, a whole head of an even size");
+        return Err(metadata.unsupported("rope.dimension_count", &rotated.to_string(), expected));
+    }
     let taps = metadata.required("shortconv.l_cache")?;
     let (epsilon, base) = ("attention.layer_norm_rms_epsilon", metadata.float("rope.freq_base"));
     let number = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));

@@ -363,8 +363,14 @@ impl Network for Pixtral {
         let sides = asked.sides.clone();
         let grid = |sides: &(usize, usize)| Ok(self.tower.merged_grid(self.frame.of(*sides)?));
         let grids = sides.iter().map(grid).collect::<Result<Vec<_>>>()?;
-        let words: Vec<String> = grids.iter().map(|grid| self.in_words(*grid)).collect();
         let count = grids.iter().map(|(down, across)| down * across).sum();
+        // Each line has one more.
+        let most = grids.iter().map(|(down, across)| down * (across + 1)).sum();
+        let ProcessorWords { image_token, image_break_token, image_end_token, .. } = &self.words;
+        for word in [image_token, image_break_token, image_end_token] {
+            Chat::check_room(most, word)?;
+        }
+        let words: Vec<String> = grids.iter().map(|grid| self.in_words(*grid)).collect();
         let word = (self.words.image_token.as_str(), words.as_slice());
         let (tokens, places) = self.chat.ask_in_words(tokens, asked, word, count)?;
         Ok(Prompt { tokens, places, sides })
