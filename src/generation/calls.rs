@@ -41,9 +41,9 @@ enum Form {
     Braces(&'static str),
 }
 
-/// What is around a name and its arguments in tags.
+/// Marks around a name and its arguments in tags.
 const TAGS: [&str; 3] = ["<function=", ">\n", "</function>"];
-/// What is before a name and its arguments in braces.
+/// Mark before a name and its arguments in braces.
 const BRACES: &str = "call:";
 
 const FORMATS: [CallFormat; 8] = [

@@ -38,7 +38,7 @@ fn ticket() -> Tool {
     }))
 }
 
-/// What it is called with below.
+/// The call that the tests below make.
 fn to_bern() -> ToolCall {
     ToolCall::new(
         "ticket",

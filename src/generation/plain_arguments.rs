@@ -22,7 +22,7 @@ const ANNOTATIONS: [&str; 9] =
 /// Entries that bound numbers.
 const BOUNDS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 
-/// What is not whole yet, or is no such text at all.
+/// A text that is not whole yet, or is no such text at all.
 pub(super) enum Unread {
     More,
     Wrong(&'static str),
@@ -155,7 +155,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// What is between the tags of an argument, the end included.
+    /// The text between the tags of an argument, the end included.
     fn tag(&mut self, schema: &Value, place: &str) -> Result<String> {
         let mut ways = Vec::new();
         let mut texts = false;
