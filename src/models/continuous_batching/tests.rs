@@ -214,9 +214,11 @@ fn answers(model: &Scripted, unread: usize, most: usize, writes: &[usize]) -> St
     Start { others: starts.map(|start| start.generation).collect(), ..first }
 }
 
-/// Steps until nothing is left, as readers that take what there is: the completion of each request, and the order in which
-/// answers end.
-fn run(model: &Scripted, streams: &mut Streams<u32, State>) -> (Vec<(u32, Completion)>, Vec<(u32, usize)>) {
+/// The completion of each request, and the order in which answers ended.
+type Run = (Vec<(u32, Completion)>, Vec<(u32, usize)>);
+
+/// Steps until nothing is left, as readers that take what there is.
+fn run(model: &Scripted, streams: &mut Streams<u32, State>) -> Run {
     let (mut whole, mut ends) = (Vec::new(), Vec::new());
     while streams.step(model).unwrap() {
         for (key, answer) in streams.texts() {
