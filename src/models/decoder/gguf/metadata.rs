@@ -1,7 +1,6 @@
 //! Metadata of a decoder in a GGUF file by their keys, with the defaults that llama.cpp has for absent ones. A number may
 //! be one for all layers or a list with one for each. Their meaning is left to the architectures.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -77,7 +76,7 @@ impl Metadata<'_> {
         &self,
         key: &str,
         found: &str,
-        supported: impl Into<Cow<'static, str>>,
+        supported: impl Into<std::borrow::Cow<'static, str>>,
     ) -> Error {
         unsupported(self.path(), self.key(key), found, supported)
     }
