@@ -148,7 +148,7 @@ fn emit(job: &Job<Numbers>, attempt: u32, chunk: u32) -> bool {
 fn stream(handle: &Handle, buffer: usize) -> (Arc<Job<Numbers>>, ReplyStream<Numbers>) {
     let (sender, chunks) = tokio::sync::mpsc::channel(buffer);
     let (job, reply) = job(handle, 1, Some(sender));
-    let tally = Tally::begin(handle.clone());
+    let tally = Tally::begin(handle.clone(), tracing::Span::none());
     (job, ReplyStream::new(reply, chunks, tally, tracing::Span::none()))
 }
 
