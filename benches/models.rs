@@ -30,7 +30,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "transformers")]
+use candle_actors::isolation::ProcessOptions;
 use candle_actors::{Engine, GenerateText, LoadOptions, PoolConfig, Source};
+#[cfg(feature = "transformers")]
+use candle_actors::{EngineBuilder, SourceSpec};
+#[cfg(feature = "transformers")]
+use fixtures::Kind;
 use fixtures::{Fixture, KINDS, TEXT, fixtures};
 use large_llama::write_large_llama;
 
@@ -48,8 +54,13 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-#[tokio::main]
-async fn main() {
+fn main() {
+    // What candle-transformers computes of GGUF files runs in processes of this executable.
+    candle_actors::isolation::run_child_if_asked();
+    tokio::runtime::Runtime::new().unwrap().block_on(rows());
+}
+
+async fn rows() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
@@ -57,6 +68,15 @@ async fn main() {
     let mut models = fixtures();
     if let Some(folder) = std::env::var_os("CANDLE_ACTORS_MODELS") {
         models.push(Fixture { kind: KINDS[0], path: Path::new(&folder).join("all-MiniLM-L6-v2") });
+    }
+    // MobileCLIP's sizes are constants, so that its random model is no fixture.
+    if let Some(folder) = std::env::var_os("CANDLE_ACTORS_OPEN_CLIP") {
+        models.extend(
+            KINDS
+                .into_iter()
+                .filter(|kind| kind.folder == "image_embedding")
+                .map(|kind| Fixture { kind, path: folder.clone().into() }),
+        );
     }
     println!("{} cores; requests a second; the pool as a ratio to the plain loop", cores());
     println!("{:<40} {:>10}  {:>8} {:>8} {:>8}", "", "plain loop", "1 caller", "8", "64");
@@ -69,6 +89,15 @@ async fn main() {
         }
         println!();
     }
+    #[cfg(feature = "transformers")]
+    for model in processes().iter().filter(|model| is_wanted(&model.name())) {
+        print!("{:<40} {:>10}  requests a second:", model.name(), "none");
+        let engine = Arc::new(engine(model).await);
+        for callers in CALLERS {
+            print!(" {:.1}", through_the_pool(model, &engine, callers).await);
+        }
+        println!();
+    }
     if is_wanted("batching") {
         continuous_batching().await;
     }
@@ -76,6 +105,19 @@ async fn main() {
     library::rows(is_wanted).await;
     #[cfg(all(feature = "transformers", feature = "benchmarks"))]
     counterparts::rows(is_wanted);
+}
+
+/// Models that run in processes of their own alone, so that no loop is beside them.
+#[cfg(feature = "transformers")]
+fn processes() -> Vec<Fixture> {
+    let register = |builder: EngineBuilder, source| {
+        let spec = SourceSpec::from(source).with_isolation(ProcessOptions::default());
+        builder.text_to_text("model", spec)
+    };
+    let kind = KINDS.into_iter().find(|kind| kind.folder == "text_to_text").unwrap();
+    let kind = Kind { folder: "transformers_gguf", register, ..kind };
+    let path = |name| root().join("tests/fixtures").join(kind.folder).join(name);
+    folders::families_of(kind.folder).into_iter().map(|name| Fixture { kind, path: path(name) }).collect()
 }
 
 /// Requests a second of one loop, with one thread or with as many as there are cores, whichever is faster.

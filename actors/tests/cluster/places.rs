@@ -23,6 +23,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_process_is_one_node", a_process_is_one_node),
 ];
 
+/// Number of rounds of requests after which something has to have been told.
+const ROUNDS: usize = 100;
+
 /// The nodes that answered so many calls at once, each of which takes so many milliseconds.
 async fn places(model: &ModelHandle<Echo>, calls: usize, millis: u64) -> Vec<String> {
     let call = |_| {
@@ -55,15 +58,20 @@ fn here_first_and_elsewhere_when_that_is_sooner() {
 
 /// Has both peers of a node work until it knows how long they take.
 async fn measured(system: &System, model: &ModelHandle<Echo>) {
-    let known = || {
+    let told = |is_known: bool| {
         let status = system.status();
         let models = status.peers.iter().flat_map(|peer| &peer.models);
-        models.filter(|told| told.unit.is_some() && told.requests == 0).count() == 2
+        let idle = models.filter(|told| told.requests == 0 && (told.unit.is_some() || !is_known));
+        (idle.count() == 2).then_some(())
     };
-    while !known() {
+    for _ in 0..ROUNDS {
         places(model, 6, 20).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until("both are idle", || told(false)).await;
+        if told(true).is_some() {
+            return;
+        }
     }
+    panic!("it is not told how long they take");
 }
 
 fn the_cost_of_requests_counts_and_not_their_number() {
@@ -117,12 +125,15 @@ fn a_node_is_as_fast_as_its_own_workers() {
         // Most of these run there, and each is a request of this node.
         let mut told =
             || fast.ask("units").unwrap().rsplit(' ').next()?.parse().ok().filter(|unit| *unit > 0);
-        let unit: u64 = loop {
+        let mut unit: Option<u64> = None;
+        for _ in 0..ROUNDS {
             assert_eq!(places(&model, 30, 10).await, ["a", "b"]);
-            if let Some(unit) = told() {
-                break unit;
+            unit = told();
+            if unit.is_some() {
+                break;
             }
-        };
+        }
+        let unit = unit.expect("it is told how long they take");
         // 200 ms for a cost of 11.
         assert!(unit > 10_000, "{unit} us per unit of cost");
         system.shutdown().await;
@@ -195,9 +206,13 @@ fn a_loader_says_which_model_it_is_once_it_is_loaded() {
         until("the second question", || (questions.lock().unwrap().len() == 2).then_some(())).await;
         // It is known a moment after the answer.
         let mut found = Vec::new();
-        while found != ["a", "b"] {
+        for _ in 0..ROUNDS {
             found = places(&model, 12, 60).await;
+            if found == ["a", "b"] {
+                break;
+            }
         }
+        assert_eq!(found, ["a", "b"]);
         assert_eq!(*questions.lock().unwrap(), [Fetch::Never, Fetch::Allowed], "and nothing is asked again");
         system.shutdown().await;
     });

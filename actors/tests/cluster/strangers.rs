@@ -154,8 +154,9 @@ pub(crate) fn be_a_stranger_if_asked() {
         let (server, _) = Actor::spawn(None, server, ()).await.unwrap();
         Actor::spawn(None, Newer, ()).await.unwrap();
         client_connect(&server, address.as_str()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(30)).await;
     });
+    // Until it is killed, or whoever started it is gone.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     std::process::exit(0);
 }
 
@@ -163,6 +164,7 @@ fn a_peer_of_another_version_is_refused() {
     let mut there = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
     let mut stranger = Command::new(std::env::current_exe().unwrap())
         .args([STRANGER, &there.address.to_string()])
+        .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
