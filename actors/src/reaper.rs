@@ -123,7 +123,7 @@ impl<T: Send + 'static> Deref for Reaped<T> {
 
 impl<T: Send + 'static> Drop for Reaped<T> {
     fn drop(&mut self) {
-        let Some(value) = self.value.take() else { return };
+        let Some(value) = self.value.take().filter(|_| needs_drop::<T>()) else { return };
         match self.place {
             Place::Worker if DROPS_ON_THE_SPOT.get() => drop_guarded(value),
             // In this order they are dropped.
