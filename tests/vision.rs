@@ -252,6 +252,20 @@ async fn with_pixels(case: &Case) -> DescribeImage {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_looked_at_once_for_all_answers() {
+    let (system, handle, model) = counted("llava", || {}).await;
+    let request = with_pixels(&cases("llava")[1]).await.with_max_tokens(8).with_sampling(Sampling::default());
+    let mut steps = Vec::new();
+    for answers in [1, 3] {
+        let before = model.steps();
+        handle.call(request.clone().with_answers(answers), CallOptions::default()).await.unwrap();
+        steps.push(model.steps() - before);
+    }
+    assert_eq!(steps[0], steps[1]);
+    assert!(system.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_stream_stops_the_model_within_a_step() {
     let (system, handle, model) = counted("llava", || {}).await;
     let request = with_pixels(&cases("llava")[1]).await;

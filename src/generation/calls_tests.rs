@@ -7,6 +7,7 @@ use llguidance::toktrie::ApproximateTokEnv;
 use llguidance::{Matcher, ParserFactory};
 
 use super::*;
+use crate::generation::parts::tests::ticket;
 
 const QWEN_CODER: &str = "tools <tool_call>\n<function=x>\n<parameter=y> arguments </tool_call>";
 const LLAMA_4: &str = "tools tool_calls '\"parameters\": ' <|python_start|>";
@@ -21,27 +22,7 @@ const GEMMA: [(&str, [&str; 3]); 2] = [
 
 /// A tool with arguments of each kind, and one without any.
 fn tools() -> [Tool; 2] {
-    let seat = json!({
-        "type": "object",
-        "properties": { "row": { "type": "number" }, "side": { "type": "string" } },
-        "required": ["row"],
-    });
-    let parameters = json!({
-        "type": "object",
-        "properties": {
-            "class": { "enum": ["first", "second"] },
-            "count": { "type": "integer", "minimum": 1, "maximum": 9 },
-            "note": { "anyOf": [{ "type": "string" }, { "type": "null" }], "default": null },
-            "seat": { "$ref": "#/$defs/Seat" },
-            "stops": { "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 3 },
-            "to": { "type": "string", "description": "Where to" },
-            "window": { "type": ["boolean", "null"] },
-        },
-        "required": ["to", "stops"],
-        "additionalProperties": false,
-        "$defs": { "Seat": seat },
-    });
-    [Tool::new("ticket").with_parameters(parameters), Tool::new("hour")]
+    [ticket(), Tool::new("hour")]
 }
 
 /// True for a text that the grammar lets through, and that may end there.

@@ -243,4 +243,4 @@ impl Parts {
 
 #[cfg(test)]
 #[path = "parts_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -16,7 +16,7 @@ const FUNCTION_GEMMA: &str = "tools <start_function_call>call:x{y:<escape>z<esca
 const GEMMA_4: &str = "tools <|tool_call>call:x{y:<|\"|>z<|\"|>}<tool_call|>";
 
 /// A tool with arguments of each kind.
-fn ticket() -> Tool {
+pub(in crate::generation) fn ticket() -> Tool {
     Tool::new("ticket").with_parameters(json!({
         "type": "object",
         "properties": {

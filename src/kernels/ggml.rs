@@ -115,7 +115,7 @@ impl GgmlType {
     }
 
     /// The same type in candle, where it has it.
-    pub(super) fn candle(self) -> Option<GgmlDType> {
+    pub(crate) fn candle(self) -> Option<GgmlDType> {
         Some(match self {
             Self::F32 => GgmlDType::F32,
             Self::F16 => GgmlDType::F16,

@@ -40,6 +40,7 @@ use crate::device::Compute;
 use crate::error::Result;
 use crate::limits::{GenerationLimits, MAX_IMAGES};
 use crate::models::config_file::{with_defaults, without_nulls};
+use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::towers::VisionTower;
@@ -78,17 +79,26 @@ const CAPABILITY: &str = "vision";
 trait Architecture: Send + Sync {
     /// Reads what it needs beside `config.json`: preprocessing, chat template.
     fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()>;
+    /// The text half.
+    fn text(&self) -> &DecoderConfig;
     /// Number of tokens that it knows.
-    fn vocabulary(&self) -> usize;
-    /// Maximum number of tokens of a conversation, with its images, and an answer together.
-    fn context(&self) -> usize;
+    fn vocabulary(&self) -> usize {
+        self.text().vocabulary
+    }
+    /// Maximum number of tokens of a conversation, with its images, and an answer together. The rows of an image are not
+    /// there any more when an answer would have to be read again.
+    fn context(&self) -> usize {
+        self.text().steady_context()
+    }
     /// True for tensors of the file that change no answer.
-    fn has_no_effect(&self, tensor: &str) -> bool;
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        self.text().has_no_effect(tensor)
+    }
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
     /// True for those that are packed for any number of rows, in which matrices of 16 bits stay so.
-    fn packs(&self, _: &str) -> bool {
-        false
+    fn packs(&self, tensor: &str) -> bool {
+        self.text().packs(tensor)
     }
     /// Number of rows that each answer keeps in memory besides its tokens: an image that is no part of the
     /// text.
@@ -125,6 +135,11 @@ impl WorkerMemory {
     fn images(&self, rows: usize) -> usize {
         (self.longest / rows.max(1)).clamp(1, MAX_IMAGES)
     }
+
+    /// Bytes of a text half.
+    fn of_text(&self, text: &DecoderConfig) -> Bytes {
+        text.scratch(self.rows, self.longest) + text.cache_bytes(self.held, self.sequences)
+    }
 }
 
 /// A loaded model. It keeps nothing between steps, so that all workers share one.
@@ -151,7 +166,10 @@ trait Network: Send + Sync {
 
     /// An image of these sides, in a conversation of so many, as the text half sees it: from all rows that were kept of
     /// each crop, in the order of blocks.
-    fn image(&self, sides: (usize, usize), images: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows>;
+    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let rows = Tensor::cat(&kept.iter().flatten().collect::<Vec<_>>(), 0)?;
+        Ok(ImageRows { rows, deep: Vec::new() })
+    }
     /// The text half.
     fn language_model(&self) -> &LanguageModel;
     /// The tokens before an answer that its repetitions are counted in.

@@ -51,9 +51,12 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
             metrics.input_tokens.increment(usage.prompt_tokens as u64);
             metrics.cached_tokens.increment(usage.cached_tokens as u64);
             metrics.output_tokens.increment(usage.completion_tokens as u64);
-            self.span.record("input_tokens", usage.prompt_tokens);
-            self.span.record("cached_tokens", usage.cached_tokens);
-            self.span.record("output_tokens", usage.completion_tokens);
+            // A span that is off looks its fields up all the same.
+            if !self.span.is_disabled() {
+                self.span.record("input_tokens", usage.prompt_tokens);
+                self.span.record("cached_tokens", usage.cached_tokens);
+                self.span.record("output_tokens", usage.completion_tokens);
+            }
         }
         output
     }

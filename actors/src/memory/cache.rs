@@ -261,7 +261,7 @@ impl<V: Send + Sync + 'static> PrefixCache<V> {
         let there = parts.index.find(now, self.owner, None, numbers);
         let there = there.and_then(|id| Some((id, Arc::clone(parts.values.get(&id)?).downcast().ok()?)));
         let (id, value) = there.unwrap_or_else(|| {
-            let id = parts.index.insert_first(now, self.owner, numbers.into(), bytes, saves);
+            let id = parts.index.put(now, (self.owner, None), numbers.into(), bytes, saves);
             parts.values.insert(id, own.clone());
             (id, own)
         });

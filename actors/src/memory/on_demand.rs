@@ -3,10 +3,9 @@
 //! same choice, before a worker goes. One that a request holds is no cache's meanwhile: its bytes count as a worker's, and come
 //! back to the store with the last request. What is loaded, and on which thread, is left to the model.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::{HeldPart, PrefixCache};
@@ -31,8 +30,6 @@ use crate::progress::Clock;
 /// ```
 pub struct OnDemandParts<V: Send + Sync + 'static> {
     cache: PrefixCache<V>,
-    /// Those that requests hold.
-    held: Mutex<BTreeMap<String, Weak<PartInUse<V>>>>,
 }
 
 /// Room for a part that is about to be loaded, which is charged until this is dropped.
@@ -87,7 +84,7 @@ impl<V: Send + Sync + fmt::Debug + 'static> fmt::Debug for PartInUse<V> {
 
 impl<V: Send + Sync + 'static> OnDemandParts<V> {
     pub(crate) fn new(budget: Arc<Budget>, clock: Clock) -> Self {
-        Self { cache: PrefixCache::new(budget, clock, Bytes(u64::MAX)), held: Mutex::default() }
+        Self { cache: PrefixCache::new(budget, clock, Bytes(u64::MAX)) }
     }
 
     /// Bytes of all parts, those that are held included.
@@ -97,13 +94,7 @@ impl<V: Send + Sync + 'static> OnDemandParts<V> {
 
     /// Gets a part that is there.
     pub fn get(&self, name: &str) -> Option<Arc<PartInUse<V>>> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = held.get(name).and_then(Weak::upgrade) {
-            return Some(part);
-        }
-        let part = Arc::new(PartInUse(self.cache.hold(&numbers(name))?));
-        held.insert(name.to_owned(), Arc::downgrade(&part));
-        Some(part)
+        self.cache.hold(&numbers(name)).map(|held| Arc::new(PartInUse(held)))
     }
 
     /// Takes room for a part of so many bytes. Where there is none, caches are told to give back what is missing.
@@ -124,10 +115,7 @@ impl<V: Send + Sync + 'static> OnDemandParts<V> {
     /// Keeps a part that took the time `took` to load. Gives the one that is there, if somebody was faster.
     pub fn insert(&self, room: PartRoom, took: Duration, value: V) -> Arc<PartInUse<V>> {
         let PartRoom { name, lease } = room;
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let part = Arc::new(PartInUse(self.cache.insert_held(&numbers(&name), lease, took, value)));
-        held.insert(name, Arc::downgrade(&part));
-        part
+        Arc::new(PartInUse(self.cache.insert_held(&numbers(&name), lease, took, value)))
     }
 }
 
@@ -179,7 +167,7 @@ mod tests {
         let held = parts.insert(room, TOOK, "a");
         assert_eq!((**held, ledger(&budget)), ("a", (each, Bytes::ZERO)));
         let again = parts.get("a").unwrap();
-        assert!(Arc::ptr_eq(&held, &again));
+        assert!(std::ptr::eq::<&str>(&**held, &**again), "the value is the same one");
         drop(held);
         assert_eq!(ledger(&budget), (each, Bytes::ZERO), "somebody holds it");
         drop(again);

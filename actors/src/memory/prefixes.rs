@@ -91,19 +91,8 @@ impl Prefixes {
         Some(self.put(now, (owner, before), numbers, bytes, saves))
     }
 
-    /// Inserts a part that is not there at the beginning of sequences.
-    pub(crate) fn insert_first(
-        &mut self,
-        now: Time,
-        owner: Owner,
-        numbers: Box<[u32]>,
-        bytes: Bytes,
-        saves: Duration,
-    ) -> PartId {
-        self.put(now, (owner, None), numbers, bytes, saves)
-    }
-
-    fn put(
+    /// Inserts a part that is not there, behind one that is, or at the beginning.
+    pub(crate) fn put(
         &mut self,
         now: Time,
         (owner, before): Place,

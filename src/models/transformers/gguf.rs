@@ -18,6 +18,7 @@ use model_actors::{Bytes, LoadContext};
 use super::{Loaded, check, told};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::kernels::ggml::GgmlType;
 use crate::kernels::packed::Arithmetic;
 use crate::language_model::{Begin, Described, Load, ModelShape, PromptReading, TextsPerWorker};
 use crate::models::decoder::Metadata;
@@ -158,23 +159,10 @@ fn refuse_other_forms(metadata: &Metadata<'_>) -> Result<()> {
 /// candle's type of the tensors of this number, where it multiplies them: some only in pairs of blocks.
 fn kind(number: u32, shape: &[usize]) -> Option<GgmlDType> {
     let in_pairs = shape.last().is_some_and(|row| row.is_multiple_of(64));
-    Some(match number {
-        3 | 6 | 7 if !in_pairs => return None,
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
+    match GgmlType::from_number(number)? {
+        GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 if !in_pairs => None,
+        kind => kind.candle(),
+    }
 }
 
 /// Bytes of the weights in memory: blocks as they are, other numbers in 32 bits, and the embeddings a second time.

@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 
 use super::asked::Asked;
 use super::language_model::{ImagePlace, LanguageModel};
-use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
+use super::{Architecture, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{invalid, unsupported};
+use crate::models::decoder::DecoderConfig;
 use crate::models::towers::{CLIP_BLOCKS, Patches, Positions, Resampling, VisionSettings, VisionTower};
 use crate::models::transformer::{
     self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig, is_buffer,
@@ -92,8 +93,8 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.decoder.vocabulary
+    fn text(&self) -> &DecoderConfig {
+        &self.text.decoder
     }
 
     fn context(&self) -> usize {
@@ -103,6 +104,10 @@ impl Architecture for Config {
     fn uses(&self, tensor: &str) -> bool {
         (tensor.starts_with("vision_model.") || tensor.starts_with("text_decoder."))
             && !tensor.contains("position_ids")
+    }
+
+    fn packs(&self, _: &str) -> bool {
+        false
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
@@ -117,7 +122,7 @@ impl Architecture for Config {
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.rows();
         let text = &self.text.decoder;
-        let text = text.cache_bytes(room.held, room.sequences) + text.scratch(room.rows, room.longest);
+        let text = room.of_text(text);
         self.tower.scratch(rows, rows) + text
     }
 
@@ -224,11 +229,6 @@ impl Network for Blip {
     ) -> Result<Option<Vec<Tensor>>> {
         let at_end = layers == self.tower.depth();
         Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
-    }
-
-    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let rows = kept.first().and_then(|kept| kept.last()).ok_or_else(misfit)?;
-        Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }
 
     fn language_model(&self) -> &LanguageModel {

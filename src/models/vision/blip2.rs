@@ -123,8 +123,8 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn context(&self) -> usize {
@@ -138,18 +138,9 @@ impl Architecture for Config {
         is_of_image || is_of_encoder || self.text.uses(tensor)
     }
 
-    fn packs(&self, tensor: &str) -> bool {
-        self.text.packs(tensor)
-    }
-
-    fn has_no_effect(&self, tensor: &str) -> bool {
-        self.text.has_no_effect(tensor)
-    }
-
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.rows();
-        let text =
-            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
+        let text = room.of_text(&self.text);
         // The decoder keeps keys and values of what the encoder has read, as many for a row as of its own.
         let encoder = self.t5.as_ref().map_or(Bytes(0), |t5| t5.scratch(room.longest));
         self.tower.scratch(rows, rows) + self.qformer.scratch(rows) + encoder + text
@@ -246,11 +237,6 @@ impl Network for Blip2 {
         }
         let rows = self.qformer.forward(&self.last_norm.forward(hidden)?)?;
         Ok(Some(vec![self.projection.forward(&rows, Activation::Identity)?]))
-    }
-
-    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let rows = kept.first().and_then(|kept| kept.last()).ok_or_else(misfit)?;
-        Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }
 
     fn language_model(&self) -> &LanguageModel {

@@ -15,8 +15,8 @@ use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
-    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
-    prefix, preprocessing_without, preprocessor_config,
+    Architecture, CAPABILITY, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
+    preprocessing_without, preprocessor_config,
 };
 use crate::architecture::{self, Family, parse};
 use crate::error::{Error, Result};
@@ -172,21 +172,13 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        self.text.steady_context()
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn uses(&self, tensor: &str) -> bool {
         let of_images = TOWERS.iter().chain(&PROJECTORS).any(|prefix| tensor.starts_with(prefix));
         (of_images && !self.has_no_effect(tensor)) || self.text.uses(tensor)
-    }
-
-    fn packs(&self, tensor: &str) -> bool {
-        self.text.packs(tensor)
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
@@ -345,11 +337,6 @@ impl Network for Gemma3 {
             return Ok(Some(Vec::new()));
         }
         Ok(Some(vec![self.projector.forward(&self.last_norm.forward(hidden)?)?]))
-    }
-
-    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let rows = kept.first().and_then(|kept| kept.first()).ok_or_else(misfit)?;
-        Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }
 
     fn language_model(&self) -> &LanguageModel {

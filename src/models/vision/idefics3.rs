@@ -18,8 +18,7 @@ use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
-    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
-    prefix,
+    Architecture, CAPABILITY, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
 };
 use crate::architecture::{self, Family, parse};
 use crate::error::Result;
@@ -120,25 +119,13 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        self.text.steady_context()
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn uses(&self, tensor: &str) -> bool {
         let is_of_images = |prefix: &&str| tensor.starts_with(prefix);
         TOWERS.iter().chain(&CONNECTORS).any(is_of_images) || self.text.uses(tensor)
-    }
-
-    fn packs(&self, tensor: &str) -> bool {
-        self.text.packs(tensor)
-    }
-
-    fn has_no_effect(&self, tensor: &str) -> bool {
-        self.text.has_no_effect(tensor)
     }
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
@@ -151,8 +138,7 @@ impl Architecture for Config {
         let kept = (self.rows() as u64).saturating_mul(2 * self.text.width() as u64);
         let images = Bytes(tiles.saturating_mul(pixels.saturating_add(kept)).saturating_mul(4));
         let tower = self.vision.transformer.scratch(self.vision.rows(), self.vision.rows());
-        let text =
-            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
+        let text = room.of_text(&self.text);
         tower + images + text
     }
 
@@ -268,11 +254,6 @@ impl Network for Idefics3 {
         let rows = pick(&self.norm.forward(hidden)?, self.order.iter().copied())?;
         let rows = self.projection.forward(&rows.reshape(((), self.wide))?, Activation::Identity)?;
         Ok(Some(vec![rows]))
-    }
-
-    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let rows = Tensor::cat(&kept.iter().flatten().collect::<Vec<_>>(), 0)?;
-        Ok(ImageRows { rows, deep: Vec::new() })
     }
 
     fn language_model(&self) -> &LanguageModel {

@@ -248,13 +248,8 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        // The rows of an image are not there any more when an answer would have to be read again.
-        self.text.steady_context()
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn uses(&self, tensor: &str) -> bool {
@@ -267,10 +262,6 @@ impl Architecture for Config {
                     || self.text.uses(tensor)
             }
         }
-    }
-
-    fn packs(&self, tensor: &str) -> bool {
-        self.text.packs(tensor)
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
@@ -289,8 +280,7 @@ impl Architecture for Config {
         let taken = self.layers.len().saturating_mul(self.vision.transformer().width);
         let kept = (rows as u64).saturating_mul(self.text.width().max(taken) as u64);
         let kept = Bytes(kept.saturating_mul(8));
-        let text =
-            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
+        let text = room.of_text(&self.text);
         self.vision.scratch() + pixels + kept + text
     }
 

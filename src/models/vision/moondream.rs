@@ -203,8 +203,8 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn context(&self) -> usize {
@@ -214,6 +214,10 @@ impl Architecture for Config {
     fn uses(&self, tensor: &str) -> bool {
         let name = tensor.strip_prefix("model.").unwrap_or(tensor);
         name.starts_with("vision.") || name.starts_with("text.")
+    }
+
+    fn packs(&self, _: &str) -> bool {
+        false
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {

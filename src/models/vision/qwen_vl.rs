@@ -150,29 +150,16 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        self.text.steady_context()
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn uses(&self, tensor: &str) -> bool {
         TOWERS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor)
     }
 
-    fn packs(&self, tensor: &str) -> bool {
-        self.text.packs(tensor)
-    }
-
-    fn has_no_effect(&self, tensor: &str) -> bool {
-        self.text.has_no_effect(tensor)
-    }
-
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
-        let text =
-            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
+        let text = room.of_text(&self.text);
         // The largest image that is let in: by its pixels, and by the tokens that it may take.
         let side = self.tower.patch_size.max(1);
         let pixels = self.rest.as_ref().map_or(usize::MAX, |(resize, ..)| resize.most());

@@ -28,8 +28,8 @@ use crate::models::vision::asked::Asked;
 use crate::models::vision::chat::{Chat, part, text_config};
 use crate::models::vision::language_model::{ImagePlace, LanguageModel};
 use crate::models::vision::{
-    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
-    prefix, preprocessing_without, preprocessor_config,
+    Architecture, CAPABILITY, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
+    preprocessing_without, preprocessor_config,
 };
 use crate::preprocessing::Scaling;
 use crate::source::{Files, read_json};
@@ -215,12 +215,8 @@ impl Architecture for Config {
         Ok(())
     }
 
-    fn vocabulary(&self) -> usize {
-        self.text.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        self.text.steady_context()
+    fn text(&self) -> &DecoderConfig {
+        &self.text
     }
 
     fn uses(&self, tensor: &str) -> bool {
@@ -228,10 +224,6 @@ impl Architecture for Config {
             Some(name) => self.vision.uses(name),
             None => PROJECTORS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor),
         }
-    }
-
-    fn packs(&self, tensor: &str) -> bool {
-        self.text.packs(tensor)
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
@@ -242,8 +234,7 @@ impl Architecture for Config {
     }
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
-        let text =
-            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
+        let text = room.of_text(&self.text);
         let (side, merge) = (self.vision.patch_size.max(1), self.merged());
         // The largest image that is let in, by its pixels and by the tokens that it may take; and all of a conversation.
         let all = room.longest.saturating_mul(merge * merge);
@@ -403,11 +394,6 @@ impl Network for Pixtral {
             }
         })?;
         Ok(kept.map(|rows| vec![rows]))
-    }
-
-    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let rows = kept.first().and_then(|kept| kept.first()).ok_or_else(misfit)?;
-        Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }
 
     fn language_model(&self) -> &LanguageModel {

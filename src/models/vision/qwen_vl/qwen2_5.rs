@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::super::Architecture;
 use super::super::chat::part;
-use super::tower::{RopeSettings, TowerConfig, TowerNames, Windows, blocks};
+use super::tower::{RopeSettings, TowerConfig, TowerNames, Windows, blocks, check_patches};
 use super::{Config, TextHalf};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::models::config_file::{activation, unsupported, with_defaults, without_nulls};
+use crate::models::config_file::{activation, with_defaults, without_nulls};
 use crate::models::transformer::{Bias, Names, NormKind, QkvNames, Sizes, UpNames};
 
 /// The family's entry in the list.
@@ -88,14 +88,8 @@ fn defaults() -> Value {
 pub(super) fn tower(file: &Path, config: &Value) -> Result<TowerConfig> {
     let settings: Settings = parse(file, &with_defaults(&without_nulls(config), defaults()))?;
     let patch = settings.patch_size;
-    let seconds = [
-        ("in_channels", settings.in_channels, 3),
-        ("in_chans", settings.in_chans.unwrap_or(3), 3),
-        ("spatial_patch_size", settings.spatial_patch_size.unwrap_or(patch), patch),
-    ];
-    if let Some((name, found, only)) = seconds.into_iter().find(|(_, found, only)| found != only) {
-        return Err(unsupported(file, name, &found.to_string(), only.to_string()));
-    }
+    let channels = [settings.in_channels, settings.in_chans.unwrap_or(3)];
+    check_patches(file, channels, [patch, settings.spatial_patch_size.unwrap_or(patch)])?;
     let sizes = Sizes {
         width: settings.hidden_size,
         intermediate: settings.intermediate_size,

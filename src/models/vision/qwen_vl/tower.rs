@@ -15,7 +15,7 @@ use crate::models::vision::any_size::{
     BlockStep, PART_ROWS, Places, line_by_line, next_rows, open_patches, window_rows,
 };
 use crate::models::vision::{StepwiseTower, Unfinished, misfit};
-pub(super) use config::{RopeSettings, TowerConfig, TowerNames, Windows, blocks};
+pub(super) use config::{RopeSettings, TowerConfig, TowerNames, Windows, blocks, check_patches};
 
 /// A loaded tower.
 pub(super) struct Tower {

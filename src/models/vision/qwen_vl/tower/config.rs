@@ -9,7 +9,7 @@ use super::EPSILON;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::limits::MAX_MODEL_SIDE;
-use crate::models::config_file::invalid;
+use crate::models::config_file::{invalid, unsupported};
 use crate::models::transformer::{Bias, Names, NormPlacement, Rope, Sizes, TransformerConfig, check_side};
 use crate::models::vision::any_size::{MAX_MERGED, MAX_PATCH, PART_ROWS};
 
@@ -35,6 +35,20 @@ pub(in super::super) struct TowerConfig {
     pub(in super::super) windows: Option<Windows>,
     /// The blocks whose output is added to the text's first layers.
     pub(in super::super) deepstack_visual_indexes: Vec<usize>,
+}
+
+/// Refuses other than three colours, and a size of patches that is another where the file has it again.
+pub(in super::super) fn check_patches(
+    file: &Path,
+    [in_channels, in_chans]: [usize; 2],
+    [patch, again]: [usize; 2],
+) -> Result<()> {
+    let all =
+        [("in_channels", in_channels, 3), ("in_chans", in_chans, 3), ("spatial_patch_size", again, patch)];
+    match all.into_iter().find(|(_, found, only)| found != only) {
+        Some((name, found, only)) => Err(unsupported(file, name, &found.to_string(), only.to_string())),
+        None => Ok(()),
+    }
 }
 
 /// Attention within windows.
