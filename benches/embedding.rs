@@ -1,6 +1,6 @@
 //! A real model through the pool with 64 callers beside a plain loop over the same model code that uses all
-//! cores, at each fixed batch size, in one run; the same pool with weights of 8 bits beside that with 32; and
-//! what a second worker costs in time, and four in memory.
+//! cores, at each fixed batch size, in one run; the same pool with weights of 8 bits beside that with 32, and with
+//! one, two and four workers; and what a second worker costs in time, and four in memory.
 //!
 //! With `CANDLE_ACTORS_MODELS` set it runs all-MiniLM-L6-v2 over `english.txt` from beside that folder, else
 //! the model of this repository over its own sentences.
@@ -19,6 +19,7 @@ use candle_actors::{
 
 const CALLERS: usize = 64;
 const ROUNDS: usize = 5;
+const WORKERS: [usize; 3] = [1, 2, 4];
 const BATCH_SIZES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 fn input() -> (PathBuf, Vec<String>) {
@@ -103,6 +104,7 @@ async fn main() {
 
     memory(&directory, &texts).await;
     second_worker(&directory).await;
+    by_workers(&directory, &texts).await;
 
     let pool = engine(&directory, cores(), false).await;
     let eight_bit_pool = engine(&directory, cores(), true).await;
@@ -129,6 +131,29 @@ async fn main() {
     println!("the same in 8 bits       {eight_bit:>8.0} texts/s   x {:.2} of the pool", eight_bit / plain);
     assert!(pool.shutdown().await.is_clean());
     assert!(eight_bit_pool.shutdown().await.is_clean());
+}
+
+/// Texts a second by the number of workers, each with one thread, also where there are more than cores.
+async fn by_workers(directory: &PathBuf, texts: &Arc<Vec<String>>) {
+    let mut engines = Vec::new();
+    for workers in WORKERS {
+        let engine = engine(directory, workers, false).await;
+        load(&engine, workers).await;
+        engines.push(engine);
+    }
+    let mut rounds = vec![Vec::new(); WORKERS.len()];
+    for _ in 0..ROUNDS {
+        for (round, engine) in rounds.iter_mut().zip(&engines) {
+            round.push(through_the_pool(engine, texts).await);
+        }
+    }
+    let rates: Vec<f64> = rounds.into_iter().map(median).collect();
+    for (workers, rate) in WORKERS.iter().zip(&rates) {
+        println!("{workers} workers                {rate:>8.0} texts/s   x {:.2} of one", rate / rates[0]);
+    }
+    for engine in engines {
+        assert!(engine.shutdown().await.is_clean());
+    }
 }
 
 /// Resident memory with one worker and with four, each having run every text; one after the other in one

@@ -1,5 +1,6 @@
-//! Tokens a second of a model that writes: one stream's answer, a long prompt, eight streams together. The model's file
-//! is named, so that the same one can be given to another program: `benches/peers/llama_cpp.py` does that.
+//! A model that writes: its load beside a plain read of its weights, and tokens a second of one stream's answer, a long
+//! prompt, eight streams together. The model's file is named, so that the same one can be given to another program:
+//! `benches/peers/llama_cpp.py` does that.
 //!
 //! ```text
 //! cargo bench --bench generation -- FILE [--threads N] [--prompt TOKENS] [--exact]
@@ -7,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a benchmark")]
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_actors::{GenerateText, LoadOptions, Prompt, Source, StandaloneModel, TextGenerationModel};
@@ -40,10 +42,25 @@ struct Arguments {
 
 fn main() {
     let arguments = Arguments::parse();
-    let began = Instant::now();
+    // The tokenizer's part of the load is told there, by its own thread.
+    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
+    tracing::subscriber::set_global_default(lines.finish()).unwrap();
     let options = LoadOptions::default().with_threads(arguments.threads).with_exact_products(arguments.exact);
-    let model = TextGenerationModel::load_with(Source::parse(&arguments.model), options).unwrap();
-    println!("load {:.2} s", began.elapsed().as_secs_f64());
+    let (memory, load) = (peak_memory(), || {
+        let began = Instant::now();
+        let model = TextGenerationModel::load_with(Source::parse(&arguments.model), options.clone()).unwrap();
+        (began.elapsed().as_secs_f64(), model)
+    });
+    let (_, model) = load();
+    let peak = peak_memory().saturating_sub(memory);
+    // The first one has brought the file into the page cache.
+    let (seconds, _) = load();
+    let (reading, bytes) = read(arguments.model.as_ref());
+    println!(
+        "load: {seconds:.2} s, a plain read of its weights {reading:.2} s; at most {:.2} of their {} MiB in memory",
+        peak as f64 / bytes as f64,
+        bytes >> 20
+    );
     let best = |requests: &[GenerateText]| {
         let times = (0..arguments.times).map(|_| Run::of(&model, requests));
         times.reduce(Run::better).unwrap()
@@ -59,6 +76,26 @@ fn main() {
     all.after(first).print("streams", all.tokens - STREAMS);
     let all = together(&long, TOKENS);
     all.print("streams with prompts", all.tokens);
+}
+
+/// Seconds that a plain read of a model's weights into memory takes, and their bytes.
+fn read(model: &Path) -> (f64, usize) {
+    let is_weights =
+        |path: &PathBuf| path.extension().is_some_and(|end| end == "gguf" || end == "safetensors");
+    let files: Vec<PathBuf> = match std::fs::read_dir(model) {
+        Ok(entries) => entries.map(|entry| entry.unwrap().path()).filter(is_weights).collect(),
+        Err(_) => vec![model.to_owned()],
+    };
+    let began = Instant::now();
+    let read: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    (began.elapsed().as_secs_f64(), read.iter().map(Vec::len).sum())
+}
+
+/// Bytes that this process has had in memory at most, where the system tells.
+fn peak_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok()).unwrap_or(0) << 10
 }
 
 fn request(text: &str, tokens: usize) -> GenerateText {

@@ -265,6 +265,24 @@ impl Default for LoadOptions {
     }
 }
 
+/// Does two parts of a load at the same time, the first on a thread of its own.
+///
+/// # Errors
+/// That of the first, then that of the second; [`Error::Compute`] if no thread can be started.
+pub(crate) fn beside<A: Send, B>(
+    one: impl FnOnce() -> Result<A> + Send,
+    other: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("load".to_owned()).spawn_scoped(scope, one);
+        let thread = thread.map_err(|error| Error::compute(format!("no thread to load with: {error}")))?;
+        let other = other();
+        // A panic is the load's, as it would be on this thread.
+        let one = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((one?, other?))
+    })
+}
+
 /// The actors' view of a source. Making one does no I/O.
 pub(crate) struct ModelLoader<M: WorkerModel> {
     source: Source,

@@ -7,6 +7,7 @@
 //! bounded only by their engine's limit of a million steps back for each match.
 
 mod output_bounds;
+mod reading;
 mod long_text;
 mod texts;
 mod pairs;
@@ -28,8 +29,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokenizers::models::bpe::BpeBuilder;
 use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    AddedToken, NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+};
 
 use crate::error::{Error, Result};
 use crate::source::read_config;
@@ -37,10 +41,11 @@ use bytes::Letters;
 pub(crate) use bytes::{byte_of, letters_to_bytes};
 pub(crate) use files::TokenizerFiles;
 use output_bounds::guarded;
-pub(crate) use output_bounds::{MAX_ADDED_TOKENS, MAX_BYTES, MAX_MERGES, OutputBounds};
+pub(crate) use output_bounds::{MAX_ADDED_TOKENS, MAX_BYTES, MAX_MERGES, MAX_TOKENS, OutputBounds};
 pub(crate) use pieces::Pieces;
 pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
+use reading::Steps;
 pub(crate) use settings::{QWEN2, TokenizerSettings};
 pub(crate) use special_names::special_names;
 
@@ -73,7 +78,8 @@ pub(crate) struct Tokens {
 /// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
 pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-    output_bounds::read(&read_config(path)?).map_err(invalid)
+    let file = read_config(path)?;
+    guarded(|| reading::read(&file)).map_err(invalid)
 }
 
 /// Treatment of the special tokens that the tokenizer puts around texts, for a prompt.
@@ -188,12 +194,12 @@ impl Tokens {
         Self { rows: Some(rows), ..self }
     }
 
-    /// A `tokenizer.json` that was put together from other files, for prompts.
+    /// A tokenizer for prompts of a model, the steps around it, and the tokens that are matched before it.
     ///
     /// # Errors
     /// A sentence that names the fault.
-    pub(crate) fn from_json(file: &[u8]) -> Result<Self, String> {
-        Self::whole(output_bounds::read(file)?)
+    pub(crate) fn of_bpe(model: BpeBuilder, steps: Steps, added: Vec<AddedToken>) -> Result<Self, String> {
+        Self::whole(reading::put_together(model, steps, added)?)
     }
 
     /// A tokenizer for prompts, which has been read within the bounds.

@@ -25,7 +25,7 @@ STREAMS = 8
 
 
 class LlamaCpp:
-    def __init__(self, path, threads, prompt):
+    def __init__(self, path, threads, prompt, warmup=True):
         params = xllamacpp.CommonParams()
         params.model.path = path
         params.cpuparams.n_threads = threads
@@ -33,10 +33,12 @@ class LlamaCpp:
         params.n_parallel = STREAMS
         params.n_ctx = STREAMS * (prompt + TOKENS + 64)
         params.n_gpu_layers = 0
-        params.warmup = True
+        params.warmup = warmup
         params.cache_prompt = False
         params.verbosity = 0
+        began = time.perf_counter()
         self.server = xllamacpp.Server(params)
+        self.load = time.perf_counter() - began
 
     def write(self, prompt, tokens):
         answer = self.server.handle_completions(
@@ -95,7 +97,8 @@ def ours(benchmark, path, threads, prompt):
     command = [benchmark, path, "--threads", str(threads), "--prompt", str(prompt), "--times", "1"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     pattern = r"^(.*): ([\d.]+) tokens/s, ([\d.]+) by processor time$"
-    return {name: (float(clock), float(processor)) for name, clock, processor in re.findall(pattern, lines, re.M)}
+    found = {name: (float(clock), float(processor)) for name, clock, processor in re.findall(pattern, lines, re.M)}
+    return found, float(re.search(r"^load: ([\d.]+) s", lines, re.M)[1])
 
 
 def main():
@@ -109,12 +112,12 @@ def main():
 
     peer = LlamaCpp(options.file, options.threads, options.prompt)
     long = long_prompt(peer, options.prompt)
-    best = {"ours": {}, "llama.cpp": {}}
+    best, loads = {"ours": {}, "llama.cpp": {}}, {"ours": [], "llama.cpp": []}
     for _ in range(options.turns):
-        for name, found in [
-            ("ours", ours(options.benchmark, options.file, options.threads, options.prompt)),
-            ("llama.cpp", rates(peer, long)),
-        ]:
+        our_rates, load = ours(options.benchmark, options.file, options.threads, options.prompt)
+        loads["ours"].append(load)
+        loads["llama.cpp"].append(LlamaCpp(options.file, options.threads, options.prompt, warmup=False).load)
+        for name, found in [("ours", our_rates), ("llama.cpp", rates(peer, long))]:
             for figure, values in found.items():
                 before = best[name].get(figure, (0.0, 0.0))
                 best[name][figure] = tuple(map(max, zip(before, values)))
@@ -124,6 +127,8 @@ def main():
         our = best["ours"].get(figure, (0.0, 0.0))
         row = (figure, our[0], theirs[0], our[0] / theirs[0], our[1], theirs[1], our[1] / theirs[1])
         print("%-24s %10.1f %10.1f %6.2f   %10.1f %10.1f %6.2f" % row)
+    load, theirs = min(loads["ours"]), min(loads["llama.cpp"])
+    print("load: ours %.2f s, llama.cpp %.2f s, its time to ours %.2f" % (load, theirs, theirs / load))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-//! Tokenizer from the metadata of a GGUF file. It is converted to the `tokenizer.json` that transformers
-//! would make of the same vocabulary, and read as such; what its tokens are written as follows from their kinds.
+//! Tokenizer from the metadata of a GGUF file: the one that transformers would make of the same vocabulary. What its tokens
+//! are written as follows from their kinds.
 
 mod splits;
 #[cfg(test)]
@@ -8,10 +8,12 @@ mod tests;
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
+use tokenizers::AddedToken;
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 
 use super::template::SpecialTokens;
 use crate::gguf::{GgufTokenizer, TokenKind};
-use crate::tokens::{MAX_ADDED_TOKENS, MAX_MERGES, Pieces, Tokens, byte_of, letters_to_bytes};
+use crate::tokens::{MAX_ADDED_TOKENS, MAX_MERGES, MAX_TOKENS, Pieces, Tokens, byte_of, letters_to_bytes};
 use splits::Split;
 
 /// Maximum number of bytes of a piece that others merge to; no vocabulary has longer ones.
@@ -22,6 +24,9 @@ const MAX_PIECE: usize = 256;
 /// # Errors
 /// A sentence about the setting that is not supported or makes no sense.
 pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
+    if gguf.tokens.len() > MAX_TOKENS {
+        return Err(format!("it has {} tokens; at most {MAX_TOKENS} are allowed", gguf.tokens.len()));
+    }
     let parts = match gguf.model.as_str() {
         "gpt2" => byte_level(gguf)?,
         "llama" => sentence_piece(gguf)?,
@@ -29,20 +34,14 @@ pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
             return Err(format!("the tokenizer model {other:?} is not supported; supported are gpt2, llama"));
         }
     };
-    let written = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added_tokens(gguf)?,
+    let steps = json!({
         "normalizer": parts.normalizer,
         "pre_tokenizer": parts.split,
         "post_processor": post_processor(gguf),
         "decoder": parts.decoder,
-        "model": parts.model,
     });
-    let bytes = serde_json::to_vec(&written).map_err(|error| error.to_string())?;
-    drop(written);
-    let tokens = Tokens::from_json(&bytes)?.written_by(pieces(gguf));
+    let steps = serde_json::from_value(steps).map_err(|error| error.to_string())?;
+    let tokens = Tokens::of_bpe(parts.model, steps, added_tokens(gguf)?)?.written_by(pieces(gguf));
     Ok(match special_tokens_of(gguf).bos {
         Some(beginning) if begins(gguf) => tokens.around_chats(beginning),
         _ => tokens,
@@ -77,17 +76,16 @@ pub(crate) fn special_tokens_of(gguf: &GgufTokenizer) -> SpecialTokens {
     }
 }
 
-/// Sections of `tokenizer.json` that differ between the two kinds of tokenizer.
+/// The model, and the sections of `tokenizer.json` that differ between the two kinds of tokenizer.
 struct Parts {
     normalizer: Value,
     split: Value,
     decoder: Value,
-    model: Value,
+    model: BpeBuilder,
 }
 
-fn vocabulary(gguf: &GgufTokenizer) -> Value {
-    let entries = gguf.tokens.iter().enumerate().map(|(id, token)| (token.clone(), Value::from(id)));
-    Value::Object(entries.collect())
+fn vocabulary(gguf: &GgufTokenizer) -> Vocab {
+    gguf.tokens.iter().cloned().zip(0..).collect()
 }
 
 /// The pre-tokenizer that a file of byte-level BPE names.
@@ -122,19 +120,12 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
     if gguf.merges.len() > MAX_MERGES {
         return Err(format!("it has {} merges; at most {MAX_MERGES} are allowed", gguf.merges.len()));
     }
-    let merges: Vec<Value> = gguf
-        .merges
-        .iter()
-        .map(|merge| match merge.split_once(' ') {
-            Some((left, right)) => Ok(json!([left, right])),
-            None => Err(format!("the merge {merge:?} is no pair")),
-        })
-        .collect::<Result<_, _>>()?;
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": split.whole_words,
-        "vocab": vocabulary(gguf), "merges": merges,
-    });
+    let pair = |merge: &String| match merge.split_once(' ') {
+        Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+        None => Err(format!("the merge {merge:?} is no pair")),
+    };
+    let merges: Merges = gguf.merges.iter().map(pair).collect::<Result<_, _>>()?;
+    let model = BPE::builder().vocab_and_merges(vocabulary(gguf), merges).ignore_merges(split.whole_words);
     let normalizer = if split.composes { json!({"type": "NFC"}) } else { Value::Null };
     let decoder =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
@@ -156,11 +147,12 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
     let decoders: Vec<Value> = decoders.into_iter().chain(strip).collect();
     let unknown = (0..gguf.tokens.len()).find(|id| gguf.kind(*id) == TokenKind::Unknown);
     let unknown = gguf.unknown.map(|id| id as usize).or(unknown).and_then(|id| gguf.tokens.get(id));
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-        "vocab": vocabulary(gguf), "merges": merges_by_score(gguf)?,
-    });
+    let model = BPE::builder().vocab_and_merges(vocabulary(gguf), merges_by_score(gguf)?);
+    let model = model.fuse_unk(true).byte_fallback(true);
+    let model = match unknown {
+        Some(unknown) => model.unk_token(unknown.clone()),
+        None => model,
+    };
     Ok(Parts {
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
         split: Value::Null,
@@ -171,7 +163,7 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
 
 /// Lists every pair of pieces that make another piece, those of the highest scores first: SentencePiece
 /// merges the pair whose result has the highest score, BPE the pair that is listed first.
-fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
+fn merges_by_score(gguf: &GgufTokenizer) -> Result<Merges, String> {
     let is_piece =
         |id: usize| matches!(gguf.kind(id), TokenKind::Normal | TokenKind::UserDefined | TokenKind::Unused);
     let pieces: HashMap<&str, usize> = gguf
@@ -198,11 +190,11 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
         }
     }
     found.sort_by(|left, right| right.0.total_cmp(&left.0).then((left.1, left.2).cmp(&(right.1, right.2))));
-    Ok(found.into_iter().map(|(_, _, _, left, right)| json!([left, right])).collect())
+    Ok(found.into_iter().map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned())).collect())
 }
 
 /// Tokens that are matched in text before the model runs (`added_tokens`).
-fn added_tokens(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
+fn added_tokens(gguf: &GgufTokenizer) -> Result<Vec<AddedToken>, String> {
     let named = [gguf.beginning, gguf.end, gguf.end_of_turn, gguf.unknown, gguf.padding];
     let added = |(id, token): (usize, &String)| {
         let special = match gguf.kind(id) {
@@ -215,13 +207,10 @@ fn added_tokens(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
         };
         let strips =
             gguf.strips_after_special && !["<unk>", "<s>", "<|endoftext|>"].contains(&token.as_str());
-        Some(json!({
-            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": strips,
-            "normalized": false, "special": special,
-        }))
+        Some(AddedToken::from(token.clone(), special).normalized(false).rstrip(strips))
     };
     // No more of them are built than tell that there are too many.
-    let added: Vec<Value> =
+    let added: Vec<AddedToken> =
         gguf.tokens.iter().enumerate().filter_map(added).take(MAX_ADDED_TOKENS + 1).collect();
     if added.len() > MAX_ADDED_TOKENS {
         return Err(format!("more than {MAX_ADDED_TOKENS} of its tokens are special or defined by its user"));

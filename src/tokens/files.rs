@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::{Tokenizer, TruncationDirection};
 
 use super::output_bounds::{self, MAX_MERGES, MAX_TOKENS, guarded};
+use super::reading;
 use super::sentence_piece;
 use super::settings::{Class, TokenizerSettings};
 use crate::error::{Error, Result};
@@ -142,9 +143,7 @@ impl TokenizerFiles {
             }
         };
         let tokenizer = guarded(|| {
-            output_bounds::check_size(&bytes)?;
-            output_bounds::check_added(&bytes)?;
-            let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())?;
+            let mut tokenizer = reading::read(&bytes)?;
             self.complete(&mut tokenizer)?;
             Ok(tokenizer)
         });

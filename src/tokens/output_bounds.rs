@@ -31,25 +31,13 @@ const MAX_PART: usize = 4096;
 /// Most regular expressions in one of these; published ones have up to 5.
 const MAX_PATTERNS: usize = 32;
 /// Maximum number of tokens of a vocabulary; XLM-V has 901,629.
-pub(super) const MAX_TOKENS: usize = 1 << 20;
-/// Maximum number of merges: far more than a vocabulary has, and few enough to be kept in memory.
-pub(crate) const MAX_MERGES: usize = 2 << 20;
+pub(crate) const MAX_TOKENS: usize = 1 << 20;
+/// Maximum number of merges, each of which is three values of a file.
+pub(crate) const MAX_MERGES: usize = MAX_VALUES / 3;
 /// Most added tokens; Gemma 3 has 6,415.
 pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 16;
 /// Maximum number of bytes of a token. Those of the fixtures have up to 3,072.
 const MAX_TOKEN: usize = 16 << 10;
-
-/// The tokenizer that the bytes of a `tokenizer.json` describe, which is not checked yet: see [`OutputBounds::of`].
-///
-/// # Errors
-/// A sentence that names the fault.
-pub(crate) fn read(file: &[u8]) -> Result<Tokenizer, String> {
-    guarded(|| {
-        check_size(file)?;
-        check_added(file)?;
-        Tokenizer::from_bytes(file).map_err(|error| error.to_string())
-    })
-}
 
 /// Refuses a file that would take more memory than any tokenizer needs, of which nothing is kept for that.
 ///
@@ -100,8 +88,15 @@ pub(super) fn check_added(file: &[u8]) -> Result<(), String> {
         content: String,
     }
     let read: Parts = serde_json::from_slice(file).map_err(|error| error.to_string())?;
-    let factors = parts::normalizer(read.normalizer.as_ref())?;
-    let bytes: usize = read.added_tokens.iter().map(|token| token.content.len()).sum();
+    check_growth(read.normalizer.as_ref(), read.added_tokens.iter().map(|token| token.content.len()).sum())
+}
+
+/// Refuses added tokens of so many bytes together that would become too long.
+///
+/// # Errors
+/// A sentence that names the fault.
+pub(super) fn check_growth(normalizer: Option<&NormalizerWrapper>, bytes: usize) -> Result<(), String> {
+    let factors = parts::normalizer(normalizer)?;
     let most = factors.iter().copied().fold(bytes, usize::saturating_mul);
     if most > MAX_BYTES {
         return Err(format!("its added tokens can become {most} bytes; at most {MAX_BYTES} are allowed"));

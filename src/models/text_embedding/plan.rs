@@ -14,7 +14,7 @@ use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, Task};
 use crate::architecture::{self, parse, refuse_listed};
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::loader::{self, GenerationSettings};
+use crate::loader::{self, GenerationSettings, beside};
 use crate::models::config_file;
 use crate::models::passes::{PASS_ROWS, THREAD_SCRATCH};
 use crate::models::peft::PeftAdapter;
@@ -282,19 +282,9 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
-        let tokens = match (self.architecture.takes_bare_texts(), &self.closing) {
-            (true, _) => Tokens::read_bare(&self.tokenizer, self.longest)?,
-            (false, closing) => {
-                let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
-                match closing {
-                    Some(closing) => tokens.closed_by(closing, self.tokenizer.path())?,
-                    None => tokens,
-                }
-            }
-        };
-        let tokens = tokens.with_rows(self.architecture.vocabulary());
         let adapters = self.adapters(context)?;
-        let encoder = self.architecture.load_adapted(&weights, &adapters, &device, context)?;
+        let encoder = || self.architecture.load_adapted(&weights, &adapters, &device, context);
+        let (tokens, encoder) = beside(|| self.tokens(), encoder)?;
         adapters.iter().try_for_each(|adapter| adapter.check_all_read(|_| false))?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         let head = self.modules.head(&self.files, self.architecture.width(), context)?;
@@ -334,6 +324,20 @@ fn read_architecture(
 }
 
 impl TextEmbeddingPlan {
+    fn tokens(&self) -> Result<Tokens> {
+        let tokens = match (self.architecture.takes_bare_texts(), &self.closing) {
+            (true, _) => Tokens::read_bare(&self.tokenizer, self.longest)?,
+            (false, closing) => {
+                let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+                match closing {
+                    Some(closing) => tokens.closed_by(closing, self.tokenizer.path())?,
+                    None => tokens,
+                }
+            }
+        };
+        Ok(tokens.with_rows(self.architecture.vocabulary()))
+    }
+
     fn facts_with(&self, head: &Head) -> ModelFacts {
         ModelFacts::new(self.family.as_str())
             .with_context(self.longest)

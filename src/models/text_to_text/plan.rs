@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
+use candle_core::Device;
 use model_actors::{Bytes, Footprint, GenerateText, LoadContext, LoadStage, Prompt, TextToText};
 
 use super::LoadedModel;
 use super::adapters::{self, Adapters};
-use super::network::NetworkConfig;
+use super::network::{Network, NetworkConfig};
 use super::prefix::Prefixes;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::generation::{self, ChatTemplate, PartMarks, SpecialTokens, TextSettin
 use crate::gguf::GgufFile;
 use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
-use crate::loader::{self, GenerationSettings};
+use crate::loader::{self, GenerationSettings, beside};
 use crate::models::continuous_batching;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::THREAD_SCRATCH;
@@ -103,35 +105,12 @@ impl loader::LoadPlan for TextToTextPlan {
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let device = compute.open()?;
-        let (network, tokens) = match &self.kind {
-            Kind::Folder { tokenizer } => {
-                let weights = WeightFiles::open(&self.files, "", context)?;
-                let tokens = Tokens::read_whole(tokenizer)?;
-                (self.config.load(weights, &device, context)?, tokens)
-            }
-            Kind::Gguf { file, tokenizer } => {
-                context.begin(LoadStage::Load, file.bytes());
-                let tokens = match tokenizer {
-                    Some(files) => Tokens::read_whole(files)?,
-                    None => generation::tokens_of(&file.tokenizer()?)
-                        .map_err(|reason| Error::InvalidTokenizer { file: file.path().to_owned(), reason })?,
-                };
-                let arithmetic = match self.generation.exact_products {
-                    true => Arithmetic::Exact,
-                    false => Arithmetic::EightBit,
-                };
-                let way = (arithmetic, self.generation.isolated);
-                let network = self.config.load_gguf(file, &device, way, self.files.unread, context)?;
-                (network, tokens)
-            }
-        };
-        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
         let named = match &self.kind {
             Kind::Gguf { tokenizer: None, .. } => Vec::new(),
             _ => special_names(&self.files, context)?,
         };
-        let split = self.generation.split_special_tokens;
-        let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
+        // A large vocabulary takes about as long as the weights of a small model.
+        let (tokens, network) = beside(|| self.tokens(&named), || self.network(&device, context))?;
         self.bytes_per_token.get_or_init(|| tokens.bytes_per_token());
         let Footprint { shared, per_worker, .. } = self.footprint_now(compute, context)?;
         let trie = Grammars::bytes(self.config.vocabulary());
@@ -227,6 +206,42 @@ impl TextToTextPlan {
             generation,
             bytes_per_token: OnceLock::new(),
         })
+    }
+
+    fn network(&self, device: &Device, context: &LoadContext) -> Result<Network> {
+        match &self.kind {
+            Kind::Folder { .. } => {
+                let weights = WeightFiles::open(&self.files, "", context)?;
+                self.config.load(weights, device, context)
+            }
+            Kind::Gguf { file, .. } => {
+                context.begin(LoadStage::Load, file.bytes());
+                let arithmetic = match self.generation.exact_products {
+                    true => Arithmetic::Exact,
+                    false => Arithmetic::EightBit,
+                };
+                let way = (arithmetic, self.generation.isolated);
+                self.config.load_gguf(file, device, way, self.files.unread, context)
+            }
+        }
+    }
+
+    /// The tokenizer, whose settings call these tokens special.
+    fn tokens(&self, named: &[String]) -> Result<Tokens> {
+        let began = Instant::now();
+        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
+        let tokens = match &self.kind {
+            Kind::Folder { tokenizer } | Kind::Gguf { tokenizer: Some(tokenizer), .. } => {
+                Tokens::read_whole(tokenizer)?
+            }
+            Kind::Gguf { file, tokenizer: None } => {
+                generation::tokens_of(&file.tokenizer()?).map_err(invalid)?
+            }
+        };
+        let split = self.generation.split_special_tokens;
+        let tokens = tokens.splitting_special_tokens(split, named).map_err(invalid)?;
+        tracing::debug!(seconds = began.elapsed().as_secs_f64(), "the tokenizer is read");
+        Ok(tokens)
     }
 
     /// The file that has the tokenizer.
