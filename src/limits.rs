@@ -79,7 +79,7 @@
 //! | bytes of `tokenizer.json`, of a vocabulary or list of merges in its place and of a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
 //! | in an adapter's configuration: names of modules; patterns of each kind, bytes of one and of what it is compiled to, steps back in it | `MAX_MODULES`, 4,096; `MAX_PATTERNS`, 256, `MAX_EXPRESSION`, 16 KiB, `MAX_COMPILED`, 64 KiB, and `MAX_STEPS_BACK`, 10,000, of `models/peft/settings.rs` |
 //! | values in a configuration file | `MAX_VALUES` of `source/json.rs`, 524,288 |
-//! | in `tokenizer.json` and what is built in its place: values; tokens; added tokens; merges of other files | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; `MAX_MERGES`, 2,097,152; of `tokens/output_bounds.rs` |
+//! | in `tokenizer.json` and what is built in its place: values; tokens; added tokens; merges of other files | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; `MAX_MERGES`, 1,398,101; of `tokens/output_bounds.rs` |
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header, of the pickles in a file of PyTorch's (`MAX_PICKLE` of `pickle.rs`), and of its list of entries | [`MAX_HEADER_BYTES`], 16 MiB |

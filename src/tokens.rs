@@ -206,8 +206,10 @@ impl Tokens {
     pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
-        let bytes_per_token = long_text::bytes_per_token(&tokenizer);
-        Ok(Self { bytes_per_token, ..Self::of(tokenizer)? })
+        let vocabulary = tokenizer.get_vocab(true);
+        let bytes_per_token = long_text::bytes_per_token(&tokenizer, &vocabulary);
+        let output_bounds = OutputBounds::with_vocabulary(&tokenizer, &vocabulary)?;
+        Ok(Self { bytes_per_token, ..Self::within(tokenizer, output_bounds) })
     }
 
     /// The same, which writes tokens by these pieces in place of the tokenizer's decoder.
@@ -249,10 +251,14 @@ impl Tokens {
 
     fn of(tokenizer: Tokenizer) -> Result<Self, String> {
         let output_bounds = OutputBounds::of(&tokenizer)?;
+        Ok(Self::within(tokenizer, output_bounds))
+    }
+
+    fn within(tokenizer: Tokenizer, output_bounds: OutputBounds) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
         let letters = Letters::of(&tokenizer);
-        Ok(Self {
+        Self {
             tokenizer: Arc::new(tokenizer),
             closing: None,
             may_be_empty: false,
@@ -265,7 +271,7 @@ impl Tokens {
             pieces: None,
             chat_beginning: None,
             rows: None,
-        })
+        }
     }
 
     /// The same, so that special tokens in what people write in a prompt are split into the tokens of their text, or

@@ -5,8 +5,7 @@ mod splits;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
+use ahash::AHashMap;
 use serde_json::{Value, json};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
@@ -166,7 +165,7 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
 fn merges_by_score(gguf: &GgufTokenizer) -> Result<Merges, String> {
     let is_piece =
         |id: usize| matches!(gguf.kind(id), TokenKind::Normal | TokenKind::UserDefined | TokenKind::Unused);
-    let pieces: HashMap<&str, usize> = gguf
+    let pieces: AHashMap<&str, usize> = gguf
         .tokens
         .iter()
         .enumerate()
@@ -189,7 +188,10 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Merges, String> {
             return Err(format!("its pieces merge in more than {MAX_MERGES} ways"));
         }
     }
-    found.sort_by(|left, right| right.0.total_cmp(&left.0).then((left.1, left.2).cmp(&(right.1, right.2))));
+    // No two are the same pair.
+    found.sort_unstable_by(|left, right| {
+        right.0.total_cmp(&left.0).then((left.1, left.2).cmp(&(right.1, right.2)))
+    });
     Ok(found.into_iter().map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned())).collect())
 }
 

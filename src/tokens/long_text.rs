@@ -2,6 +2,8 @@
 //! hundred tokens is read up to there, and a prompt that cannot fit is refused by its bytes, or once enough of its
 //! tokens are counted.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{ModelWrapper, Tokenizer};
@@ -70,7 +72,8 @@ pub(super) fn count_beyond(
 
 /// Most bytes of a text for each of its tokens, for a tokenizer that leaves nothing out: then a text of more bytes has
 /// more tokens. Nothing for one that may leave out spaces, say, or take any word that it does not know for one token.
-pub(super) fn bytes_per_token(tokenizer: &Tokenizer) -> Option<usize> {
+/// `vocabulary` has its tokens, the added ones included.
+pub(super) fn bytes_per_token(tokenizer: &Tokenizer, vocabulary: &HashMap<String, u32>) -> Option<usize> {
     let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
     let normalizer = tokenizer.get_normalizer().map(serde_json::to_value).transpose().ok()?;
     let split = tokenizer.get_pre_tokenizer().map(serde_json::to_value).transpose().ok()?;
@@ -86,7 +89,7 @@ pub(super) fn bytes_per_token(tokenizer: &Tokenizer) -> Option<usize> {
     let shrinks = normalizer.as_ref().map_or(Some(1), shrinking)?;
     // Each letter of such a token stands for a byte of the text.
     let length = |token: &String| if is_byte_level { token.chars().count() } else { token.len() };
-    let own = tokenizer.get_vocab(false).keys().map(length).max()?;
+    let own = vocabulary.keys().map(length).max()?;
     let longest = added.values().map(|token| token.content.len()).fold(own, usize::max);
     longest.checked_mul(shrinks)
 }
@@ -187,11 +190,14 @@ mod tests {
             let mut file: Value = serde_json::from_slice(&file).unwrap();
             file["model"]["vocab"]["Ġ".repeat(64)] = 9999.into();
             let tokenizer = Tokenizer::from_bytes(serde_json::to_vec(&file).unwrap()).unwrap();
-            assert_eq!(bytes_per_token(&tokenizer), Some(64 * factor), "{name}");
+            assert_eq!(bytes_per_token(&tokenizer, &tokenizer.get_vocab(true)), Some(64 * factor), "{name}");
             // A space is a letter of two bytes there, which stands for one.
             let text = " ".repeat(10_000);
             let tokens = tokenizer.encode(text.as_str(), false).unwrap().len();
-            assert!(tokens >= text.len() / bytes_per_token(&tokenizer).unwrap(), "{name}: {tokens}");
+            assert!(
+                tokens >= text.len() / bytes_per_token(&tokenizer, &tokenizer.get_vocab(true)).unwrap(),
+                "{name}: {tokens}"
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ mod parts;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -119,10 +120,18 @@ impl OutputBounds {
     /// # Errors
     /// A sentence that names the part that is refused.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Result<Self, String> {
+        Self::with_vocabulary(tokenizer, &tokenizer.get_vocab(true))
+    }
+
+    /// The same for a tokenizer whose tokens, the added ones included, are known: the crate gives copies of them alone.
+    pub(super) fn with_vocabulary(
+        tokenizer: &Tokenizer,
+        vocabulary: &HashMap<String, u32>,
+    ) -> Result<Self, String> {
         if let Some(processor) = tokenizer.get_post_processor() {
             parts::check_post_processor(processor)?;
         }
-        let token = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(0);
+        let token = vocabulary.keys().map(String::len).max().unwrap_or(0);
         if token > MAX_TOKEN {
             return Err(format!("it has a token of {token} bytes; at most {MAX_TOKEN} are allowed"));
         }
