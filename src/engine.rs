@@ -177,7 +177,9 @@ impl Engine {
 
     /// Refuses new requests, gives those under way the shutdown timeout, and ends everything.
     pub async fn shutdown(self) -> ShutdownReport {
-        self.system.shutdown().await
+        let report = self.system.shutdown().await;
+        self.resources.images().end_idle().await;
+        report
     }
 }
 

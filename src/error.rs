@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model_actors::isolation::ProcessEnd;
 use model_actors::{Bytes, Cause};
 use serde::{Deserialize, Serialize};
 
@@ -252,6 +253,9 @@ pub enum Error {
     /// An image is damaged.
     #[error("the image cannot be decoded: {reason}")]
     InvalidImage { reason: String },
+    /// The process that decoded the image died of it, as a fresh one did if that had decoded others before.
+    #[error("the image cannot be decoded: {end}")]
+    ImageDecoderDied { end: ProcessEnd },
     /// An image took too long to decode.
     #[error("the image was not decoded within {} ms", after.as_millis())]
     ImageTooSlow { after: Duration },

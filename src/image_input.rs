@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use model_actors::isolation::Isolation;
 use model_actors::{ImageSource, LeasedPicture, Picture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -25,6 +26,7 @@ mod jpeg;
 mod webp;
 mod to_rgb;
 mod decode;
+mod apart;
 mod decoder_threads;
 mod file;
 #[cfg(feature = "image-urls")]
@@ -39,6 +41,7 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
+use apart::Apart;
 use checks::{refused, too_large};
 use decoder_threads::Decoders;
 #[cfg(feature = "image-urls")]
@@ -47,6 +50,7 @@ use memory::{ImageMemory, ImagePermit};
 #[cfg(not(feature = "image-urls"))]
 use no_fetch::Fetcher;
 
+pub(crate) use apart::DecodeImage;
 pub(crate) use decode::{decode, has_all_bytes};
 pub use settings::{ImageSettings, UrlSettings};
 
@@ -84,6 +88,8 @@ pub struct ImageInput {
 struct Shared {
     settings: ImageSettings,
     decoders: Decoders,
+    /// Processes in place of them, for all but base64.
+    apart: Option<Apart>,
     /// Permits to read files. A thread that hangs in a dead file system keeps its permit and nothing else.
     files: Arc<Semaphore>,
     memory: ImageMemory,
@@ -101,7 +107,20 @@ impl ImageInput {
         let decoders = Decoders::new(settings.decoders);
         let files = Arc::new(Semaphore::new(AT_ONCE));
         let fetcher = settings.urls.as_ref().and_then(Fetcher::new);
-        Ok(Self { shared: Arc::new(Shared { settings, decoders, files, memory, fetcher }) })
+        let apart = match &settings.isolation {
+            Isolation::Process(options) => {
+                Some(Apart::new(options.clone(), &settings.limits, settings.decoders)?)
+            }
+            _ => None,
+        };
+        Ok(Self { shared: Arc::new(Shared { settings, decoders, apart, files, memory, fetcher }) })
+    }
+
+    /// Ends the processes that decode images and have none at present, and waits for their end.
+    pub(crate) async fn end_idle(&self) {
+        if let Some(apart) = &self.shared.apart {
+            apart.end_idle().await;
+        }
     }
 
     /// Limits on each image.
@@ -115,6 +134,7 @@ impl ImageInput {
     /// # Errors
     /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`], [`Error::ImageTooSlow`];
     /// [`Error::NoRoomForImages`] after [`ImageSettings::decode_timeout`]; [`Error::UnreadableFile`] for a path;
+    /// [`Error::ImageDecoderDied`] where images are decoded in processes of their own;
     /// [`Error::AddressRefused`] and [`Error::DownloadFailed`] for an address.
     pub async fn picture(&self, source: ImageSource) -> Result<Picture> {
         let mut pictures = self.pictures(vec![source]).await?;
@@ -225,9 +245,10 @@ impl ImageInput {
         let room = memory.room(here.iter().map(Here::bytes).sum(), patience).await?;
         let waited = began.elapsed();
         // From here on the room counts their bytes, and the leave goes back.
-        let sources: Vec<(ImageSource, Duration)> =
-            here.into_iter().map(|image| (image.source, image.spent)).collect();
-        let waiting = sources.into_iter().map(|(source, spent)| self.decoded(source, spent, &room));
+        let sources: Vec<_> =
+            here.into_iter().map(|image| (image.source, image.pixels, image.spent)).collect();
+        let waiting =
+            sources.into_iter().map(|(source, pixels, spent)| self.decoded(source, pixels, spent, &room));
         let pictures = futures_util::stream::iter(waiting).buffered(AT_ONCE).try_collect().await?;
         Ok((pictures, room, waited))
     }
@@ -296,6 +317,9 @@ impl ImageInput {
         if let Some(picture) = source.pixels() {
             return Ok(Here { pixels: pixels_of(picture), source, spent: Duration::ZERO, _leave: leave });
         }
+        if let Some(apart) = &self.shared.apart {
+            return self.brought_apart(source, leave, apart).await;
+        }
         let header = move |limits: &ImageLimits| {
             let mut bytes = match source {
                 ImageSource::Base64(text) => base64::decode(&text, limits)?,
@@ -312,6 +336,24 @@ impl ImageInput {
         Ok(Here { spent: began.elapsed(), ..here })
     }
 
+    /// As above, with the header read in another process. The text of base64 is decoded here, which no decoder of images does.
+    async fn brought_apart(&self, source: ImageSource, leave: Leave, apart: &Apart) -> Result<Here> {
+        let began = Instant::now();
+        let bytes = match source {
+            ImageSource::Base64(text) => {
+                self.on_decoder((), Duration::ZERO, move |limits| base64::decode(&text, limits)).await?
+            }
+            ImageSource::Bytes(bytes) => bytes,
+            _ => return Err(unsupported()),
+        };
+        let limits = self.limits();
+        too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
+        let (pixels, mut bytes) = self.in_time(began.elapsed(), apart.pixels(bytes, limits)).await??;
+        too_large("pixels", pixels, limits.pixels)?;
+        bytes.shrink_to_fit();
+        Ok(Here { pixels, source: ImageSource::Bytes(bytes), spent: began.elapsed(), _leave: leave })
+    }
+
     /// Not on a decoder: a file system that hangs would keep it.
     async fn read(&self, path: PathBuf, leave: Leave, waited: Duration) -> Result<(Vec<u8>, Leave)> {
         let shared = Arc::clone(&self.shared);
@@ -320,18 +362,27 @@ impl ImageInput {
         Ok((bytes?, leave))
     }
 
-    async fn decoded(&self, source: ImageSource, spent: Duration, room: &ImagePermit) -> Result<Picture> {
-        match source {
-            ImageSource::Bytes(bytes) => {
+    async fn decoded(
+        &self,
+        source: ImageSource,
+        pixels: u64,
+        spent: Duration,
+        room: &ImagePermit,
+    ) -> Result<Picture> {
+        match (source, &self.shared.apart) {
+            (ImageSource::Bytes(bytes), Some(apart)) => {
+                self.in_time(spent, apart.decode(bytes, pixels, self.limits())).await?
+            }
+            (ImageSource::Bytes(bytes), None) => {
                 self.on_decoder(room.clone(), spent, move |limits| decode(&bytes, limits)).await
             }
-            ImageSource::Picture(picture) => Ok(picture),
-            ImageSource::Leased(picture) => Ok(Picture::clone(&picture)),
+            (ImageSource::Picture(picture), _) => Ok(picture),
+            (ImageSource::Leased(picture), _) => Ok(Picture::clone(&picture)),
             _ => Err(unsupported()),
         }
     }
 
-    /// The only place where anything is decoded, in what is left of the image's time for it. Keeps `held`
+    /// The only place where anything is decoded in this process, in what is left of the image's time for it. Keeps `held`
     /// until the bytes are gone, even where nobody waits any more.
     async fn on_decoder<T: Send + 'static>(
         &self,

@@ -1,10 +1,14 @@
 //! Models in processes of their own: children of the application's executable, one for each worker. A fault that ends a
 //! process (a segfault, an abort, the kernel when memory runs out) ends the child alone, and a worker that hangs is killed.
+//! Images are decoded in such processes too where [`ImageSettings::isolation`](crate::ImageSettings::isolation) says so.
 //! How that works is left to [`model_actors::isolation`].
 
-pub use model_actors::isolation::{IsolatedLoader, Isolation, KnownLoader, ProcessOptions};
+pub use model_actors::isolation::{
+    Helpers, IsolatedLoader, IsolatedWork, Isolation, KnownLoader, ProcessEnd, ProcessOptions,
+};
 use model_actors::{ImageEmbedding, Reranking, TextEmbedding, TextToImage, TextToText, Vision};
 
+use crate::image_input::DecodeImage;
 use crate::loader::ModelLoader;
 use crate::models::image_embedding::ImageEmbeddingModel;
 use crate::models::reranking::RerankingModel;
@@ -13,7 +17,7 @@ use crate::models::text_to_image::TextToImageModel;
 use crate::models::text_to_text::TextGenerationModel;
 use crate::models::vision::VisionModel;
 
-/// Runs a model, and does not return, if this process is a child that was started for one; otherwise notes that this
+/// Runs a model or decodes images, and does not return, if this process is a child that was started for that; otherwise notes that this
 /// executable can start children, and returns. To be called at the top of `main`, before a runtime is started, an argument
 /// read or a log opened: a child shall not do what the application does.
 ///
@@ -57,6 +61,7 @@ pub fn run_child_with(loaders: impl IntoIterator<Item = KnownLoader>) {
         KnownLoader::of::<ImageEmbedding, ModelLoader<ImageEmbeddingModel>>(),
         KnownLoader::of::<Vision, ModelLoader<VisionModel>>(),
         KnownLoader::of::<TextToImage, ModelLoader<TextToImageModel>>(),
+        KnownLoader::of_work::<DecodeImage>(),
     ];
     model_actors::isolation::run_child_if_asked(shipped.into_iter().chain(loaders));
 }

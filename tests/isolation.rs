@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use candle_actors::isolation::{Isolation, ProcessOptions, run_child_if_asked};
 use candle_actors::{
-    DescribeImage, Engine, EngineBuilder, EngineResources, Error, GenerateText, ImageSource, LoadOptions,
-    Message, ModelId, ModelSpec, PaintImage, Picture, PoolConfig, Sampling, Source, SourceSpec,
-    StandaloneModel, TextEmbedding, TextEmbeddingModel,
+    DescribeImage, Engine, EngineBuilder, EngineResources, Error, GenerateText, ImageInput, ImageSettings,
+    ImageSource, LoadOptions, Message, ModelId, ModelSpec, PaintImage, Picture, PoolConfig, Sampling, Source,
+    SourceSpec, StandaloneModel, TextEmbedding, TextEmbeddingModel,
 };
 
 #[cfg(not(target_os = "linux"))]
@@ -24,6 +24,7 @@ fn main() {
         block_on(a_main_without_the_first_line_is_told_so());
     }
     run_child_if_asked();
+    block_on(images_are_decoded_as_here());
     block_on(answers_and_errors_are_the_same());
     block_on(a_specification_of_an_applications_own());
     block_on(adapters_go_along());
@@ -52,6 +53,10 @@ fn builder(isolation: impl Into<Isolation>) -> EngineBuilder {
 }
 
 async fn a_main_without_the_first_line_is_told_so() {
+    let refused =
+        ImageInput::new(ImageSettings::default().with_isolation(ProcessOptions::default())).unwrap_err();
+    assert!(matches!(refused, Error::InvalidSetting { .. }), "{refused}");
+    assert!(refused.to_string().contains("run_child_if_asked at the top of main"), "{refused}");
     let refused = builder(ProcessOptions::default()).start().await.unwrap_err();
     assert!(refused.to_string().contains("run_child_if_asked at the top of main"), "{refused}");
     let spec = SourceSpec::from(source("english-embedding-small")).with_isolation(Isolation::Thread);
@@ -156,6 +161,48 @@ async fn adapters_go_along() {
     assert_eq!(facts.adapters, ["of another model", "plain"]);
     assert!(here.shutdown().await.is_clean());
     assert!(apart.shutdown().await.is_clean());
+}
+
+/// Every image of the fixtures, damaged ones among them, in each way in which it can be given.
+async fn images_are_decoded_as_here() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images");
+    let here = ImageInput::new(ImageSettings::default()).unwrap();
+    let settings = ImageSettings::default().with_isolation(ProcessOptions::default()).with_decoders(2);
+    let apart = ImageInput::new(settings.clone()).unwrap();
+    let (mut decoded, mut refused) = (0, 0);
+    for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let Ok(bytes) = std::fs::read(&file) else { continue };
+        for source in [ImageSource::Path(file.clone()), ImageSource::Bytes(bytes)] {
+            let (here, apart) = (here.picture(source.clone()).await, apart.picture(source).await);
+            assert_eq!(here, apart, "{}", file.display());
+            if apart.is_ok() { decoded += 1 } else { refused += 1 }
+        }
+    }
+    println!("{decoded} images are decoded as here, {refused} refused");
+    assert!(decoded > 20);
+    let gif = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7".to_owned();
+    assert_eq!(apart.picture(ImageSource::Base64(gif.clone())).await.unwrap().width, 1);
+    let broken = apart.picture(ImageSource::Bytes(b"no image".to_vec())).await.unwrap_err();
+    assert!(matches!(broken, Error::UnsupportedImage { .. }), "{broken}");
+    assert!((1..=2).contains(&children().len()), "{:?}", children());
+    // Those that an engine has started are gone once it has shut down.
+    drop(apart);
+    let engine = Engine::builder()
+        .image_input(settings)
+        .image_embedding("images", source("shapes-image-embedding"))
+        .start()
+        .await
+        .unwrap();
+    let images = engine.image_embedding("images").unwrap();
+    images.embed_image(ImageSource::Base64(gif)).await.unwrap();
+    assert!(!children().is_empty());
+    assert!(engine.shutdown().await.is_clean());
+    let none = async {
+        while !children().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), none).await.expect("no process is left");
 }
 
 /// The children of this process.

@@ -4,7 +4,7 @@
 //!
 //! The ends talk over a socket pair that the child gets as its standard input: there is no port and no path, and nothing
 //! secret in the environment or the arguments. `frames` says what they say, `transport` carries it, `parent` and `child`
-//! are the two ends.
+//! are the two ends. `helpers` has children that do other work than a model's, as decoding an image.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -30,16 +30,25 @@ mod parent;
 #[path = "isolation/elsewhere.rs"]
 mod parent;
 #[cfg(unix)]
+mod helpers;
+#[cfg(unix)]
 mod child;
 
 #[cfg(all(unix, feature = "testing"))]
 pub use child::sabotage;
 pub use end::ProcessEnd;
+#[cfg(unix)]
+pub use helpers::Helpers;
+#[cfg(not(unix))]
+pub use parent::Helpers;
 pub use parent::Isolated;
 
 /// Environment variable that tells an executable that it is a child, and its version of the protocol.
 #[cfg(unix)]
 const MARKER: &str = "MODEL_ACTORS_CHILD";
+
+/// Stands for a capability where a child is to do work that is no model's.
+const WORK: &str = "work";
 
 /// Capabilities and names of the loaders that children of this executable know, once its `main` has said so.
 static KNOWN: OnceLock<Vec<(&'static str, &'static str)>> = OnceLock::new();
@@ -72,7 +81,21 @@ pub trait IsolatedLoader<C: Portable>: Loader<C> + Serialize + DeserializeOwned 
     const NAME: &'static str;
 }
 
-/// A kind of loader that children of this executable know, for [`run_child_if_asked`].
+/// Work that [`Helpers`] have children do: a function that takes and returns data. What it does to its process is nobody
+/// else's concern.
+pub trait IsolatedWork: 'static {
+    /// The name under which children know the work, unique in the executable.
+    const NAME: &'static str;
+    /// The data that it takes.
+    type Input: Serialize + DeserializeOwned + Send + Sync;
+    /// The data that it returns.
+    type Output: Serialize + DeserializeOwned + Send;
+
+    /// Does it, in a child.
+    fn work(input: Self::Input) -> Self::Output;
+}
+
+/// A kind of loader, or of other work, that children of this executable know, for [`run_child_if_asked`].
 ///
 /// ```
 /// use model_actors::isolation::{IsolatedLoader, KnownLoader, run_child_if_asked};
@@ -100,9 +123,19 @@ impl KnownLoader {
             serve: child::serve::<C, L>,
         }
     }
+
+    /// Work of this kind, for [`Helpers`].
+    pub fn of_work<W: IsolatedWork>() -> Self {
+        Self {
+            capability: WORK,
+            name: W::NAME,
+            #[cfg(unix)]
+            serve: child::serve_work::<W>,
+        }
+    }
 }
 
-/// Runs a model, and does not return, if this process is a child that was started for one; otherwise notes that this
+/// Runs a model or does other work, and does not return, if this process is a child that was started for it; otherwise notes that this
 /// executable can start children, and returns. To be called at the top of `main`, before what the application does, which a
 /// child shall not do; only what a child logs goes nowhere unless a subscriber was set up before.
 pub fn run_child_if_asked(loaders: impl IntoIterator<Item = KnownLoader>) {
@@ -194,8 +227,13 @@ fn check_known(capability: &'static str, name: &'static str) -> Result<()> {
             "call isolation::run_child_if_asked at the top of main first, so that children can start".into(),
         ),
         Some(known) if known.contains(&(capability, name)) => Ok(()),
-        Some(_) => refuse(format!(
-            "children do not know the loader {name:?} of {capability}; name it to isolation::run_child_if_asked"
-        )),
+        Some(_) => refuse(match capability {
+            WORK => {
+                format!("children do not know the work {name:?}; name it to isolation::run_child_if_asked")
+            }
+            capability => format!(
+                "children do not know the loader {name:?} of {capability}; name it to isolation::run_child_if_asked"
+            ),
+        }),
     }
 }

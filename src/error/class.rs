@@ -77,7 +77,9 @@ impl Error {
             Self::OutOfMemory(_) | Self::NoRoomForAdapter { .. } => {
                 (ErrorKind::OutOfMemory, FailureKind::OutOfMemory)
             }
-            Self::UnreadableFile { .. }
+            // It may be the image, and it may be that the machine had no memory left.
+            Self::ImageDecoderDied { .. }
+            | Self::UnreadableFile { .. }
             | Self::Compute(_)
             | Self::UnexpectedOutput { .. }
             | Self::NotFiniteOutput => (ErrorKind::Internal, FailureKind::Failed),

@@ -73,6 +73,7 @@ fn errors_survive_the_way_to_another_process() {
         Error::NotFinite { tensor: "x".into(), index: 3, value: f32::NAN.to_string() },
         Error::RateLimited { retry_after: Some(Duration::from_secs(7)) },
         Error::NoRoomForImages { limit: Bytes::mib(1), after: Duration::from_millis(5) },
+        Error::ImageDecoderDied { end: ProcessEnd::Signal { number: 11 } },
         Error::NoRoomForAdapter { adapter: "x".into(), needed: Bytes(3), free: Bytes(2), limit: Bytes(9) },
         failed_start(Error::MissingTensor { tensor: "x".into() }),
     ];

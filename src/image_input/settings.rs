@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use model_actors::Bytes;
+use model_actors::isolation::Isolation;
 
 use crate::error::{Error, Result};
 use crate::limits::{ImageLimits, MAX_PARALLEL};
@@ -42,6 +43,37 @@ pub struct ImageSettings {
     /// - pictures that [`ImageInput::pictures`](crate::ImageInput::pictures) has decoded, which are the
     ///   caller's, also when they are sent through a model's untyped handle.
     pub memory: Bytes,
+    /// The place where encoded images are decoded, their headers included: threads of this process, unless set. With
+    /// [`ProcessOptions`](crate::isolation::ProcessOptions) it is child processes, at most [`Self::decoders`] of them, which are
+    /// started when images come and end after ten seconds without any. What a decoder does then, be it a segfault, an abort or a
+    /// loop without end, it does to its child alone: the image that was decoded there gets
+    /// [`Error::ImageDecoderDied`] or [`Error::ImageTooSlow`], and others are unaffected.
+    ///
+    /// Needs [`run_child_if_asked`](crate::isolation::run_child_if_asked) at the top of `main`, and Unix. Pixels are copied once more.
+    /// Unless [`ProcessOptions::address_space`](crate::isolation::ProcessOptions::address_space) is set, on Linux it is limited to
+    /// what images within [`Self::limits`] take, and 2 GiB;
+    /// [`ProcessOptions::cancel_limit`](crate::isolation::ProcessOptions::cancel_limit) is for models, as a decoder that nobody
+    /// waits for is killed at once. Where the engine's models run is another setting,
+    /// [`EngineBuilder::isolation`](crate::EngineBuilder::isolation).
+    ///
+    /// ```no_run
+    /// use candle_actors::isolation::{ProcessOptions, run_child_if_asked};
+    /// use candle_actors::{Engine, ImageSettings, Source};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> candle_actors::Result<()> {
+    /// run_child_if_asked(); // at the top of `main`
+    /// let images = ImageSettings::default().with_isolation(ProcessOptions::default());
+    /// let engine = Engine::builder()
+    ///     .image_input(images)
+    ///     .image_embedding("images", Source::directory("models/shapes-image-embedding"))
+    ///     .start()
+    ///     .await?;
+    /// # engine.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub isolation: Isolation,
 }
 
 model_actors::setters! { ImageSettings {
@@ -50,6 +82,7 @@ model_actors::setters! { ImageSettings {
     with_decoders(decoders: usize);
     with_decode_timeout(decode_timeout: Duration);
     with_memory(memory: Bytes);
+    with_isolation(isolation: impl Into<Isolation>) Into::into;
 } }
 
 impl Default for ImageSettings {
@@ -61,6 +94,7 @@ impl Default for ImageSettings {
             decoders: cores.min(4),
             decode_timeout: Duration::from_secs(30),
             memory: Bytes::mib(2048),
+            isolation: Isolation::default(),
         }
     }
 }

@@ -64,7 +64,7 @@ async fn a_header_takes_of_the_time_to_decode_an_image() {
     let busy = all_decoders(&input).await;
     let room = input.shared.memory.room(1, Duration::ZERO).await.unwrap();
     let bytes = std::fs::read(path("rgb.png")).unwrap();
-    let late = input.decoded(ImageSource::Bytes(bytes), hour, &room).await;
+    let late = input.decoded(ImageSource::Bytes(bytes), 1, hour, &room).await;
     assert!(matches!(late, Err(Error::ImageTooSlow { after }) if after == hour), "{late:?}");
     drop(busy);
 }

@@ -27,8 +27,10 @@ use crate::wire;
 mod asked;
 #[cfg(feature = "testing")]
 pub mod sabotage;
+mod work;
 
 use asked::{Arrivals, Desk};
+pub(super) use work::serve_work;
 
 /// Longest time between two looks at the progress of the model.
 const LOOK: Duration = Duration::from_millis(50);

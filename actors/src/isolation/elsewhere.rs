@@ -1,10 +1,12 @@
 //! The stand-in for systems without socket pairs that a child can inherit: registration is refused.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{IsolatedLoader, ProcessOptions};
+use super::{IsolatedLoader, IsolatedWork, ProcessOptions};
 use crate::capability::Portable;
 use crate::error::{Error, Failure, Result};
 use crate::model::{Footprint, LoadContext, Loader, Weights};
@@ -32,6 +34,42 @@ impl<C: Portable, L: IsolatedLoader<C>> Loader<C> for Isolated<C, L> {
     }
 
     fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure> {
+        match self.none {}
+    }
+}
+
+/// Children that do work of one kind, which needs Unix: there can be none here.
+pub struct Helpers<W> {
+    none: Infallible,
+    kind: PhantomData<fn() -> W>,
+}
+
+impl<W: IsolatedWork> Helpers<W> {
+    /// Refuses the work.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], always.
+    pub fn new(_: ProcessOptions, _: usize, _: Duration) -> Result<Self> {
+        let reason = "processes of their own are there on Unix alone; use Isolation::Thread".to_owned();
+        Err(Error::InvalidConfig { setting: "isolation".into(), reason })
+    }
+
+    /// Does nothing.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn run(&self, _: Arc<W::Input>) -> Result<W::Output, Failure> {
+        match self.none {}
+    }
+
+    /// Ends nothing.
+    pub async fn end_idle(&self) {
+        match self.none {}
+    }
+}
+
+impl<W> fmt::Debug for Helpers<W> {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.none {}
     }
 }

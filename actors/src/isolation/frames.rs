@@ -133,6 +133,11 @@ impl Inbox {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// True if nothing has come in that has not been read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.read == self.bytes.len()
+    }
+
     /// The next whole frame.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ fn environment_and_arguments_hold_no_secret() {
 }
 
 /// The descriptors of this process, by what they are open to.
-fn descriptors() -> Vec<String> {
+pub(crate) fn descriptors() -> Vec<String> {
     let open = std::fs::read_dir("/proc/self/fd").unwrap();
     let to = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.unwrap().path());
     let mut all: Vec<String> = open.filter_map(|entry| Some(to(entry).ok()?.display().to_string())).collect();
@@ -85,9 +85,21 @@ fn descriptors() -> Vec<String> {
     all
 }
 
-fn children() -> String {
+/// The children of this process, zombies among them.
+pub(crate) fn children() -> String {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).ok()).collect()
+}
+
+/// Waits until this holds: a thread that ends closes its own a moment later.
+pub(crate) async fn settle(holds: impl Fn() -> bool) {
+    let settled = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
+    assert!(settled.is_ok(), "children {:?}, descriptors {:#?}", children(), descriptors());
 }
 
 /// `ISOLATION_CYCLES` sets another number than 50.
@@ -110,13 +122,6 @@ async fn nothing_is_left_after_many_cycles() {
         assert!(!is_there(process), "cycle {cycle}");
     }
     assert_eq!(children(), "", "no process and no zombie");
-    // A thread that ends closes its own a moment later.
-    let settled = async {
-        while descriptors().len() > before.len() {
-            tokio::task::yield_now().await;
-        }
-    };
-    let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
-    assert!(settled.is_ok(), "{:#?}, before {before:#?}", descriptors());
+    settle(|| descriptors().len() <= before.len()).await;
     stage.finish().await;
 }

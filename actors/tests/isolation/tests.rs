@@ -8,7 +8,7 @@ use model_actors::isolation::{KnownLoader, run_child_if_asked};
 use model_actors::{ImageEmbedding, TextEmbedding};
 
 use crate::model::{ActLoader, Acts, Fakes};
-use crate::{deaths, ends, idle, serving, soak};
+use crate::{deaths, ends, helpers, idle, serving, soak};
 
 /// A test and its name.
 pub(crate) type Test = (&'static str, fn());
@@ -22,6 +22,7 @@ pub(crate) fn main() {
         KnownLoader::of::<Acts, ActLoader>(),
         KnownLoader::of::<TextEmbedding, Fakes>(),
         KnownLoader::of::<ImageEmbedding, Fakes>(),
+        KnownLoader::of_work::<helpers::Tasks>(),
     ]);
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "--parent") {
@@ -30,7 +31,7 @@ pub(crate) fn main() {
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let wanted = |test: &&Test| filter.is_none_or(|filter| test.0.contains(filter.as_str()));
     let together = serving::TESTS.iter().chain(deaths::TESTS).chain(idle::TESTS).chain(ends::TESTS);
-    let together: Vec<&Test> = together.filter(wanted).collect();
+    let together: Vec<&Test> = together.chain(helpers::TESTS).filter(wanted).collect();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -42,7 +43,12 @@ pub(crate) fn main() {
         }
     });
     // These count the children or descriptors of this process, or take all of the machine.
-    ends::ALONE.iter().chain(&soak::ALONE).filter(wanted).for_each(|test| run(test, &failed));
+    ends::ALONE
+        .iter()
+        .chain(&helpers::ALONE)
+        .chain(&soak::ALONE)
+        .filter(wanted)
+        .for_each(|test| run(test, &failed));
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "failed: {failed:?}");
 }

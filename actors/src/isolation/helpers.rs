@@ -1,0 +1,313 @@
+//! Children that do work for the application beside its models, as decoding an image: a few, each with a thread of the
+//! parent that owns it and does nothing but talk to it, for one piece of work at a time. They are started when there is
+//! work, and end after a while without any. A child that dies has been the end of one piece of work alone.
+
+use std::fmt;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_bytes::ByteBuf;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::frames::{Hello, Order, Report, frame};
+use super::process::Process;
+use super::transport::Connection;
+use super::{IsolatedWork, ProcessEnd, ProcessOptions, WORK, check_known};
+use crate::error::{Cause, Failure, Result};
+use crate::id::{Bytes, ModelId, RequestId};
+use crate::wire;
+
+/// Longest time between two looks at whether somebody still waits.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Children that do work of one kind. Dropping it ends them.
+///
+/// ```no_run
+/// use model_actors::isolation::{Helpers, IsolatedWork, KnownLoader, ProcessOptions, run_child_if_asked};
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// struct Length;
+/// impl IsolatedWork for Length {
+///     const NAME: &'static str = "length";
+///     type Input = String;
+///     type Output = usize;
+///     fn work(input: String) -> usize {
+///         input.len()
+///     }
+/// }
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// run_child_if_asked([KnownLoader::of_work::<Length>()]); // at the top of `main`
+/// let helpers = Helpers::<Length>::new(ProcessOptions::default(), 2, Duration::from_secs(10))?;
+/// assert_eq!(helpers.run(Arc::new("four".to_owned())).await?, 4);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Helpers<W: IsolatedWork> {
+    /// A place for each child at work. A child that is idle has none, but no further one starts beside it.
+    places: Arc<Semaphore>,
+    keepers: Arc<Keepers<W>>,
+}
+
+impl<W: IsolatedWork> Helpers<W> {
+    /// Starts nothing yet. At most so many children work at a time, and one that has had no work for the idle limit ends.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if `main` has not called
+    /// [`run_child_if_asked`](super::run_child_if_asked) with this kind of work.
+    pub fn new(options: ProcessOptions, most: usize, idle_limit: Duration) -> Result<Self> {
+        check_known(WORK, W::NAME)?;
+        let kept = Mutex::new(Kept { idle: Vec::new(), next: 0, closed: false });
+        let places = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+        Ok(Self { places, keepers: Arc::new(Keepers { kept, options, idle_limit }) })
+    }
+
+    /// Has a child do this. Waits until one is free; dropping the future kills the child, which may never end.
+    ///
+    /// Work that ends a child which had done other work before is done once more in a fresh one, as the other may have
+    /// spoilt it.
+    ///
+    /// # Errors
+    /// A failure whose cause has a [`ProcessEnd`] as its data if the child died of it; one of the kind
+    /// [`InvalidInput`](crate::FailureKind::InvalidInput) for what is too large to be sent; others if it panicked, or no
+    /// child can be started.
+    pub async fn run(&self, input: Arc<W::Input>) -> Result<W::Output, Failure> {
+        let place = self.places.clone().acquire_owned().await.map_err(|_| Failure::stopped())?;
+        let (answer, answered) = oneshot::channel();
+        self.keepers.take_on(Job { input, answer, place })?;
+        // A keeper that panicked has killed its child.
+        answered.await.unwrap_or_else(|_| Err(Failure::failed(Cause::with_data(&ProcessEnd::Unknown))))
+    }
+
+    /// Ends the children without work, and waits for their end.
+    pub async fn end_idle(&self) {
+        let idle = std::mem::take(&mut self.keepers.lock().idle);
+        let ends: Vec<oneshot::Receiver<()>> = idle.into_iter().map(|idle| idle.ended).collect();
+        for end in ends {
+            // It is told by being dropped.
+            let _ = end.await;
+        }
+    }
+}
+
+impl<W: IsolatedWork> Drop for Helpers<W> {
+    fn drop(&mut self) {
+        let mut kept = self.keepers.lock();
+        kept.closed = true;
+        kept.idle.clear();
+    }
+}
+
+impl<W: IsolatedWork> fmt::Debug for Helpers<W> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Helpers").field("work", &W::NAME).finish_non_exhaustive()
+    }
+}
+
+struct Job<W: IsolatedWork> {
+    input: Arc<W::Input>,
+    answer: oneshot::Sender<Result<W::Output, Failure>>,
+    place: OwnedSemaphorePermit,
+}
+
+/// A keeper without work.
+struct Idle<W: IsolatedWork> {
+    number: u64,
+    /// Dropped, it ends the keeper.
+    jobs: mpsc::Sender<Job<W>>,
+    /// Dropped at the end of the child.
+    ended: oneshot::Receiver<()>,
+}
+
+struct Kept<W: IsolatedWork> {
+    /// The last that was at work comes first.
+    idle: Vec<Idle<W>>,
+    next: u64,
+    closed: bool,
+}
+
+struct Keepers<W: IsolatedWork> {
+    kept: Mutex<Kept<W>>,
+    options: ProcessOptions,
+    idle_limit: Duration,
+}
+
+impl<W: IsolatedWork> Keepers<W> {
+    fn lock(&self) -> MutexGuard<'_, Kept<W>> {
+        // Lists alone change under this lock, so its poison means nothing.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the job to a keeper. There are no more of them than places, as a new one is made only while all are at work.
+    fn take_on(self: &Arc<Self>, job: Job<W>) -> Result<(), Failure> {
+        let idle = self.lock().idle.pop();
+        let job = match idle {
+            Some(idle) => match idle.jobs.send(job) {
+                Ok(()) => return Ok(()),
+                // It has panicked.
+                Err(mpsc::SendError(job)) => job,
+            },
+            None => job,
+        };
+        let keepers = self.clone();
+        let keep = move || Keeper { keepers, process: None, asked: 0 }.keep(job);
+        let thread = std::thread::Builder::new().name(W::NAME.to_owned()).spawn(keep);
+        thread.map(drop).map_err(|error| Failure::failed(format!("no thread can be started for it: {error}")))
+    }
+}
+
+/// The thread of a child, which the kernel ends with it.
+struct Keeper<W: IsolatedWork> {
+    keepers: Arc<Keepers<W>>,
+    process: Option<Process>,
+    /// Number of pieces of work so far.
+    asked: u64,
+}
+
+/// The reason for which a child has no answer.
+enum Lost {
+    /// Nobody waits for it any more.
+    Unwanted,
+    /// It has ended, or has been killed for what it said.
+    Ended(Cause),
+    /// It has said so itself.
+    Failed(Failure),
+}
+
+impl<W: IsolatedWork> Keeper<W> {
+    fn keep(mut self, first: Job<W>) {
+        let mut job = first;
+        loop {
+            let Job { input, answer, place } = job;
+            let result = self.run(&input, &answer);
+            drop(input);
+            let (jobs, received) = mpsc::channel();
+            let (end, ended) = oneshot::channel();
+            let number = {
+                let mut kept = self.keepers.lock();
+                if kept.closed {
+                    break;
+                }
+                kept.next += 1;
+                let number = kept.next;
+                kept.idle.push(Idle { number, jobs, ended });
+                number
+            };
+            // Whoever has the answer finds this one free.
+            drop(place);
+            let _ = answer.send(result);
+            job = match self.wait(number, &received) {
+                Some(job) => job,
+                None => {
+                    drop(self.process.take());
+                    drop(end);
+                    break;
+                }
+            };
+        }
+    }
+
+    /// The next job, or none if there has been none for too long, or none will come.
+    fn wait(&self, number: u64, received: &mpsc::Receiver<Job<W>>) -> Option<Job<W>> {
+        match received.recv_timeout(self.keepers.idle_limit) {
+            Ok(job) => return Some(job),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let mut kept = self.keepers.lock();
+        let place = kept.idle.iter().position(|idle| idle.number == number);
+        match place {
+            Some(place) => {
+                kept.idle.remove(place);
+                None
+            }
+            None => {
+                drop(kept);
+                // It has been taken for a job that is on its way, or to be ended.
+                received.recv().ok()
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        input: &W::Input,
+        answer: &oneshot::Sender<Result<W::Output, Failure>>,
+    ) -> Result<W::Output, Failure> {
+        loop {
+            let used = self.process.take().and_then(|mut process| is_usable(&mut process).then_some(process));
+            let is_fresh = used.is_none();
+            let mut process = match used {
+                Some(process) => process,
+                None => self.start()?,
+            };
+            self.asked += 1;
+            match ask::<W>(&mut process, RequestId(self.asked), input, answer) {
+                Ok(output) => {
+                    self.process = Some(process);
+                    return Ok(output);
+                }
+                Err(Lost::Unwanted) => return Err(Failure::stopped()),
+                Err(Lost::Failed(failure)) => return Err(failure),
+                Err(Lost::Ended(_)) if !is_fresh => {}
+                Err(Lost::Ended(cause)) => return Err(Failure::failed(cause)),
+            }
+        }
+    }
+
+    fn start(&self) -> Result<Process, Failure> {
+        let options = &self.keepers.options;
+        let hello = Hello {
+            capability: WORK.to_owned(),
+            loader: W::NAME.to_owned(),
+            settings: ByteBuf::new(),
+            model: ModelId::from(W::NAME),
+            address_space: options.address_space.map(|Bytes(bytes)| bytes),
+        };
+        Process::start(options, &hello)
+    }
+}
+
+/// True if a child that has done work is there, and has said nothing since.
+fn is_usable(process: &mut Process) -> bool {
+    let connection = process.link.pump(Duration::ZERO);
+    connection == Connection::Open && process.link.inbox.is_empty()
+}
+
+/// Has a child do one piece of work.
+fn ask<W: IsolatedWork>(
+    process: &mut Process,
+    request: RequestId,
+    input: &W::Input,
+    answer: &oneshot::Sender<Result<W::Output, Failure>>,
+) -> Result<W::Output, Lost> {
+    let unsent = |error| Lost::Failed(Failure::invalid_input(Cause::of(&error)));
+    process.link.send_bytes(frame(&Order::Ask { run: request.0, request, input }).map_err(unsent)?);
+    loop {
+        if answer.is_closed() {
+            return Err(Lost::Unwanted);
+        }
+        let connection = process.link.pump(LOOK);
+        let message = process.link.inbox.next().map_err(|cause| broken(cause.message()))?;
+        if let Some(message) = message {
+            let report: Report<(), W::Output> =
+                wire::read(message).map_err(|error| broken(Cause::of(&error).message()))?;
+            return match report {
+                Report::Finished { request: of, output } if of == request => Ok(output),
+                Report::Failed { request: of, failure } if of == request => Err(Lost::Failed(failure)),
+                Report::Panicked(cause) => Err(Lost::Failed(Failure::failed(cause))),
+                Report::NotLoaded(failure) => Err(Lost::Failed(failure)),
+                _ => Err(broken("a message came out of turn")),
+            };
+        }
+        if connection == Connection::Closed {
+            return Err(Lost::Ended(process.end()));
+        }
+    }
+}
+
+fn broken(reason: &str) -> Lost {
+    Lost::Ended(Cause::with_data(&ProcessEnd::Protocol { reason: reason.to_owned() }))
+}

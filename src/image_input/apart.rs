@@ -1,0 +1,142 @@
+//! Decoding in processes of their own: the child's work, and the parent's end of it, which checks the pixels that come back.
+//! Starting the children, and ending those that nobody waits for, is left to [`model_actors::isolation::Helpers`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model_actors::isolation::{Helpers, IsolatedWork, ProcessEnd, ProcessOptions};
+use model_actors::{Bytes, Failure, FailureKind, Picture};
+use serde::{Deserialize, Serialize};
+
+use super::decode;
+use crate::error::{Error, Result};
+use crate::limits::ImageLimits;
+
+/// Time without images after which a child ends.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// Copies of an image's encoded bytes and of its pixels that a child may have on their way in and out, beside the decoder's.
+const COPIES: u64 = 4;
+/// Bytes of a child's address space for its program, its stacks and what its allocator reserves.
+const PROGRAM: u64 = 2 << 30;
+
+/// The work of a child: it reads an image's header, or decodes the image.
+pub(crate) struct DecodeImage;
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Encoded {
+    limits: ImageLimits,
+    #[serde(with = "serde_bytes")]
+    bytes: Vec<u8>,
+    /// The header alone.
+    header: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Decoded {
+    /// Number of pixels, as the header says.
+    Header(u64),
+    Picture(Picture),
+    Failed(Error),
+}
+
+impl IsolatedWork for DecodeImage {
+    const NAME: &'static str = "image_decoder";
+    type Input = Encoded;
+    type Output = Decoded;
+
+    fn work(Encoded { limits, bytes, header }: Encoded) -> Decoded {
+        let decoded = match header {
+            true => decode::pixels(&bytes, &limits).map(Decoded::Header),
+            false => decode::decode(&bytes, &limits).map(Decoded::Picture),
+        };
+        decoded.unwrap_or_else(Decoded::Failed)
+    }
+}
+
+/// The processes that decode images.
+#[derive(Debug)]
+pub(super) struct Apart(Helpers<DecodeImage>);
+
+impl Apart {
+    /// Starts nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] where there can be no such processes.
+    pub(super) fn new(mut options: ProcessOptions, limits: &ImageLimits, decoders: usize) -> Result<Self> {
+        // Elsewhere the kernel may know no such limit.
+        if cfg!(target_os = "linux") {
+            options.address_space.get_or_insert(address_space(limits));
+        }
+        Helpers::new(options, decoders, IDLE_LIMIT).map(Self).map_err(|error| {
+            let reason = match error {
+                model_actors::Error::InvalidConfig { reason, .. } => reason,
+                error => error.to_string(),
+            };
+            Error::InvalidSetting { setting: "image_input".into(), reason }
+        })
+    }
+
+    /// Number of pixels of an encoded image, from its header alone, and the image.
+    ///
+    /// # Errors
+    /// As [`decode::pixels`]; [`Error::ImageDecoderDied`].
+    pub(super) async fn pixels(&self, bytes: Vec<u8>, limits: &ImageLimits) -> Result<(u64, Vec<u8>)> {
+        let asked = Arc::new(Encoded { limits: limits.clone(), bytes, header: true });
+        let decoded = self.0.run(asked.clone()).await;
+        match decoded.map_err(failed)? {
+            // Who has answered has let go of it.
+            Decoded::Header(pixels) => match Arc::try_unwrap(asked) {
+                Ok(Encoded { bytes, .. }) => Ok((pixels, bytes)),
+                Err(asked) => Ok((pixels, asked.bytes.clone())),
+            },
+            Decoded::Failed(error) => Err(error),
+            Decoded::Picture(_) => Err(died(protocol("a picture came for a header"))),
+        }
+    }
+
+    /// The pixels of an encoded image whose header says that it has so many.
+    ///
+    /// # Errors
+    /// As [`decode::decode`]; [`Error::ImageDecoderDied`].
+    pub(super) async fn decode(&self, bytes: Vec<u8>, pixels: u64, limits: &ImageLimits) -> Result<Picture> {
+        let asked = Encoded { limits: limits.clone(), bytes, header: false };
+        match self.0.run(Arc::new(asked)).await.map_err(failed)? {
+            // Their room is what the header says.
+            Decoded::Picture(picture) if super::pixels_of(&picture) == pixels => {
+                decode::check_picture(&picture, limits).map(|()| picture)
+            }
+            Decoded::Failed(error) => Err(error),
+            _ => Err(died(protocol("another picture came than its header says"))),
+        }
+    }
+
+    /// Ends the processes without work, and waits for their end.
+    pub(super) async fn end_idle(&self) {
+        self.0.end_idle().await;
+    }
+}
+
+/// The address space that decoding any image within the limits takes.
+fn address_space(limits: &ImageLimits) -> Bytes {
+    let pixels = limits.pixels.saturating_mul(super::BYTES_A_PIXEL);
+    let copies = limits.encoded.0.saturating_add(pixels).saturating_mul(COPIES);
+    Bytes(PROGRAM.saturating_add(limits.decoder.0).saturating_add(copies))
+}
+
+fn failed(failure: Failure) -> Error {
+    match failure.cause.data::<ProcessEnd>() {
+        Some(end) => died(end),
+        None if failure.kind == FailureKind::InvalidInput => {
+            Error::InvalidImage { reason: failure.cause.message().to_owned() }
+        }
+        None => Error::compute(format!("no process decodes the image: {}", failure.cause.message())),
+    }
+}
+
+fn died(end: ProcessEnd) -> Error {
+    Error::ImageDecoderDied { end }
+}
+
+fn protocol(reason: &str) -> ProcessEnd {
+    ProcessEnd::Protocol { reason: reason.to_owned() }
+}
