@@ -90,11 +90,13 @@ pub(crate) struct EchoLoader {
     /// Time that a load takes, and whether it fails then.
     pub(crate) load: Duration,
     pub(crate) breaks: bool,
+    /// Each of its runs fails at once.
+    pub(crate) fails: bool,
 }
 
 impl EchoLoader {
     pub(crate) fn of(node: &str) -> Self {
-        Self { node: node.to_owned(), slowness: 1, load: Duration::ZERO, breaks: false }
+        Self { node: node.to_owned(), slowness: 1, load: Duration::ZERO, breaks: false, fails: false }
     }
 }
 
@@ -143,6 +145,10 @@ impl Model<Echo> for EchoLoader {
             if say.kills {
                 std::process::abort();
             }
+            if self.fails {
+                item.fail(Failure::failed("its runs fail"));
+                continue;
+            }
             let pause = say.pause.saturating_mul(self.slowness);
             for chunk in 0..say.chunks.max(1) {
                 let until = Instant::now() + pause;
@@ -189,6 +195,8 @@ pub(crate) struct NodeOptions {
     /// Time that a load takes, and whether it fails then.
     pub(crate) load: Duration,
     pub(crate) breaks: bool,
+    /// Each run of its models fails at once.
+    pub(crate) fails: bool,
     /// Limit of its memory, in MiB. A model takes 9.
     pub(crate) memory: u64,
     /// Capacity of the interactive lane.
@@ -210,6 +218,7 @@ impl NodeOptions {
             cold: false,
             load: Duration::ZERO,
             breaks: false,
+            fails: false,
             memory: 1024,
             slots: 20,
             tls: None,
@@ -274,8 +283,8 @@ impl NodeOptions {
         let system = System::builder(system).shared_pool::<Echo>(pool).cluster(cluster).start().await?;
         let client = system.client::<Echo>()?;
         for (model, digest) in &self.models {
-            let (slowness, load, breaks) = (self.slowness, self.load, self.breaks);
-            let loader = EchoLoader { slowness, load, breaks, ..EchoLoader::of(&self.name) };
+            let Self { slowness, load, breaks, fails, .. } = *self;
+            let loader = EchoLoader { node: self.name.clone(), slowness, load, breaks, fails };
             let model = client.register(ModelSpec::new(model.as_str(), loader).digest(digest.as_str()))?;
             if !self.cold {
                 model.preload().await?;
@@ -332,6 +341,14 @@ async fn serve(options: &NodeOptions) {
             }
             "sent" => say(&SENT.load(Ordering::SeqCst).to_string()),
             "loads" => say(&LOADS.load(Ordering::SeqCst).to_string()),
+            "pinned" => {
+                let status = system.status();
+                let models = status.pools.iter().flat_map(|pool| pool.all_models());
+                say(&models.filter(|model| model.pinned).count().to_string());
+            }
+            "load" => say(&load(&system, options)
+                .await
+                .map_or_else(|error| error.to_string(), |()| "loaded".into())),
             "units" => say(&units(&system)),
             "leave" => {
                 let report = system.shutdown().await;
@@ -343,6 +360,15 @@ async fn serve(options: &NodeOptions) {
     }
     // Whoever started it is gone.
     std::process::exit(0);
+}
+
+/// Loads all models of this node, on it.
+async fn load(system: &System, options: &NodeOptions) -> model_actors::Result<()> {
+    let client = system.client::<Echo>()?;
+    for (model, _) in &options.models {
+        client.model(model.as_str())?.preload().await?;
+    }
+    Ok(())
 }
 
 fn say(line: &str) {

@@ -2,15 +2,18 @@
 //! links that carry one way only, partitions, and nodes that die and come back. After every event the invariants are
 //! checked, and after healing that nothing is left. One seed is one history.
 //!
-//! `network` is the links and their faults, `node` one node's shell, which carries out effects, `world` the clock and the
-//! events, `faults` those of them that break something, `checks` the ledger of requests and the invariants. A [`ClusterPlant`] makes the harness, never the router, do
-//! something wrong that the checks must find.
+//! `network` is the links and their faults, `models` what is in memory where, `node` one node's shell, which carries out
+//! effects, `world` the clock and the events, `faults` those of them that break something, `checks` the ledger of requests and
+//! the invariants, `calls` those of calls. A [`ClusterPlant`] makes the harness, never the router, do something wrong that the
+//! checks must find.
 
 use std::collections::BTreeMap;
 
 mod plant;
+mod calls;
 mod checks;
 mod network;
+mod models;
 mod node;
 mod world;
 mod faults;

@@ -55,9 +55,17 @@ fn a_preload_is_of_one_node_and_an_unload_of_all() {
         until("a node with the model", || resident(&system, "echo").pop()).await;
         model.preload().await.unwrap();
         assert_eq!(loads(&mut nodes), 1, "it is there already");
+        for node in &mut nodes {
+            assert_eq!(node.ask("load").unwrap(), "loaded");
+        }
+        until("both with the model", || (resident(&system, "echo").len() == 2).then_some(())).await;
         model.pin(true).await.unwrap();
+        nodes.iter_mut().for_each(|node| assert_eq!(node.ask("pinned").unwrap(), "1", "{}", node.name));
         model.unload(Duration::from_secs(5)).await.unwrap();
         until("no node with the model", || resident(&system, "echo").is_empty().then_some(())).await;
+        model.pin(false).await.unwrap();
+        nodes.iter_mut().for_each(|node| assert_eq!(node.ask("pinned").unwrap(), "0", "{}", node.name));
+        assert_eq!(loads(&mut nodes), 2);
         system.shutdown().await;
     });
 }

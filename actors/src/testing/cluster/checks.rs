@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::cluster::router::{Boot, CallKey, GRACE, RequestKey, WINDOW, Wanted};
+pub(super) use super::calls::Broken;
+use super::calls::Calls;
+use crate::cluster::router::{Boot, GRACE, RequestKey, WINDOW, Wanted};
 use crate::id::Time;
-
-/// An invariant that does not hold, and the observation.
-pub(super) type Broken = (&'static str, String);
 
 /// A piece of an answer: the execution that it comes from, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,27 +20,20 @@ pub(super) struct Entry {
     pub(super) wanted: Wanted,
     pub(super) lane: usize,
     pub(super) cost: u64,
+    /// It is its own node's to run.
+    pub(super) here: bool,
     reruns: bool,
     deadline: Time,
-    end: Time,
+    pub(super) end: Time,
     executions: Vec<u64>,
     delivered: Vec<Piece>,
     read: u64,
     answered: Option<&'static str>,
 }
 
-/// A call that is no request.
-#[derive(Debug)]
-struct CallEntry {
-    ends: Time,
-    answered: Option<&'static str>,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    calls: BTreeMap<(Boot, CallKey), CallEntry>,
-    /// Calls that are neither answered nor over.
-    open_calls: BTreeSet<(Boot, CallKey)>,
+    pub(super) calls: Calls,
     pub(super) entries: BTreeMap<(Boot, RequestKey), Entry>,
     /// Those that are neither answered nor over.
     open: BTreeSet<(Boot, RequestKey)>,
@@ -61,8 +53,19 @@ impl Ledger {
         let [deadline, end] = times;
         let (executions, delivered) = (Vec::new(), Vec::new());
         let (read, answered) = (0, None);
-        let entry =
-            Entry { wanted, lane, cost, reruns, deadline, end, executions, delivered, read, answered };
+        let entry = Entry {
+            wanted,
+            lane,
+            cost,
+            here: false,
+            reruns,
+            deadline,
+            end,
+            executions,
+            delivered,
+            read,
+            answered,
+        };
         self.entries.insert(at, entry);
         self.open.insert(at);
     }
@@ -154,35 +157,7 @@ impl Ledger {
     /// Closes the requests and calls of a node that has died.
     pub(super) fn close_all(&mut self, boot: Boot) {
         self.open.retain(|(at, _)| *at != boot);
-        self.open_calls.retain(|(at, _)| *at != boot);
-    }
-
-    pub(super) fn open_call(&mut self, at: (Boot, CallKey), ends: Time) {
-        self.calls.insert(at, CallEntry { ends, answered: None });
-        self.open_calls.insert(at);
-    }
-
-    /// The caller of a call goes. False if it was answered before.
-    pub(super) fn close_call(&mut self, at: (Boot, CallKey)) -> bool {
-        self.open_calls.remove(&at)
-    }
-
-    pub(super) fn answer_call(
-        &mut self,
-        at: (Boot, CallKey),
-        with: &'static str,
-        now: Time,
-    ) -> Result<(), Broken> {
-        let is_open = self.open_calls.remove(&at);
-        match self.calls.get_mut(&at) {
-            Some(call) if is_open && (with != "call late" || now >= call.ends) => {
-                call.answered = Some(with);
-                Ok(())
-            }
-            call => {
-                Err(("a call is answered once, and late when it is", format!("{at:?} gets {with}: {call:?}")))
-            }
-        }
+        self.calls.close_all(boot);
     }
 
     /// Requests that are open.
@@ -195,14 +170,7 @@ impl Ledger {
     pub(super) fn check_times(&self, now: Time) -> Result<(), Broken> {
         let late =
             |at: &&(Boot, RequestKey)| self.entries.get(at).is_some_and(|entry| now > entry.end + GRACE);
-        let late_call =
-            |at: &&(Boot, CallKey)| self.calls.get(at).is_some_and(|call| now > call.ends + GRACE);
-        if let Some(at) = self.open_calls.iter().find(late_call) {
-            return Err((
-                "a call is answered in time",
-                format!("{at:?} at {now:?}: {:?}", self.calls.get(at)),
-            ));
-        }
+        self.calls.check_times(now)?;
         match self.open.iter().find(late) {
             Some(at) => {
                 Err(("answered in time", format!("{at:?} waits at {now:?}: {:?}", self.entries.get(at))))
@@ -212,9 +180,7 @@ impl Ledger {
     }
 
     pub(super) fn check_end(&self) -> Result<(), Broken> {
-        if let Some(at) = self.open_calls.first() {
-            return Err(("each call is answered", format!("{at:?}: {:?}", self.calls.get(at))));
-        }
+        self.calls.check_end()?;
         match self.open.first() {
             Some(at) => Err(("each request is answered", format!("{at:?}: {:?}", self.entries.get(at)))),
             None => Ok(()),

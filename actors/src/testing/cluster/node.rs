@@ -5,23 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::checks::{Broken, Ledger, Piece};
+use super::models::{SimModel, TOLD_LOAD};
 use super::network::{Index, Packet};
 use super::plant::ClusterPlant;
 use crate::cluster::router::{
-    Boot, CallKey, Effect, Failed, Input, Message, Own, Refusal, RequestKey, Room, Router, Run, WINDOW,
+    Boot, CallKey, CallKind, Effect, Failed, Input, Message, Own, Refusal, RequestKey, Router, Run, WINDOW,
     Wanted,
 };
 use crate::id::Time;
-
-/// A model of a node.
-#[derive(Debug, Clone)]
-pub(super) struct SimModel {
-    pub(super) wanted: Wanted,
-    pub(super) capacity: [u32; 2],
-    pub(super) resident: bool,
-    pub(super) unit: Option<Duration>,
-    pub(super) room: Option<Room>,
-}
 
 /// A request of a peer that runs here.
 #[derive(Debug)]
@@ -35,20 +26,22 @@ pub(super) struct Job {
     sent: u64,
     allowed: u64,
     tells: bool,
+    /// A worker has it, which ends what it has begun.
+    begun: bool,
 }
 
 /// An order of a node to the world.
 #[derive(Debug)]
 pub(super) enum Order {
     Send(Boot, Packet),
-    /// Step this guest after a while.
-    Step(Boot, Run),
+    /// Step this guest after a while, and not before this time has passed.
+    Step(Boot, Run, Duration),
     /// Read the chunks of this request after a while.
     Reads(RequestKey),
-    /// Run this request here, and answer it.
-    RunHere(RequestKey),
-    /// Answer this call of a peer after a while.
-    AnswerCall(Boot, CallKey),
+    /// Run this request here after the time, and answer it.
+    RunHere(RequestKey, Duration),
+    /// Do this call of a peer after a while, or after this time.
+    AnswerCall(Boot, CallKey, Option<Duration>),
     Hangup(Boot),
 }
 
@@ -60,8 +53,10 @@ pub(super) struct SimNode {
     pub(super) router: Router,
     pub(super) models: Vec<SimModel>,
     pub(super) jobs: BTreeMap<(Boot, Run), Job>,
-    /// Calls of peers that are under way.
-    pub(super) calls: BTreeSet<(Boot, CallKey)>,
+    /// Calls of peers that are under way, and their models.
+    pub(super) calls: BTreeMap<(Boot, CallKey), Wanted>,
+    /// Calls of its own that have gone out.
+    called: BTreeSet<CallKey>,
     /// Nodes that it has been linked to, by boot.
     pub(super) known: BTreeMap<Boot, Index>,
 }
@@ -87,8 +82,9 @@ impl Surroundings<'_> {
 
 impl SimNode {
     pub(super) fn new(boot: Boot, models: Vec<SimModel>) -> Self {
-        let (jobs, calls, known) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        Self { boot, alive: true, leaving: false, router: Router::new(boot.0), models, jobs, calls, known }
+        let (jobs, calls, known) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (router, called) = (Router::new(boot.0), BTreeSet::new());
+        Self { boot, alive: true, leaving: false, router, models, jobs, calls, called, known }
     }
 
     /// Number of guests of a model that run.
@@ -103,23 +99,27 @@ impl SimNode {
         let own = |model: &SimModel| {
             let open = around.ledger.open_of(self.boot);
             let (mut used, mut queue) = ([0, 0], 0);
+            let mut requests = 0;
             for entry in open.filter(|entry| entry.wanted == model.wanted) {
                 used[entry.lane] += 1;
-                queue += entry.cost;
+                if entry.here {
+                    queue += entry.cost;
+                    requests += 1;
+                }
             }
             let guests = self.jobs.values().filter(|job| job.wanted == model.wanted);
             queue += guests.map(|job| job.cost).sum::<u64>();
             Own {
                 wanted: model.wanted.clone(),
-                workers: u32::from(model.resident),
+                workers: u32::from(model.is_resident()),
                 capacity: model.capacity.map(|slots| slots + extra),
                 used,
-                requests: used[0] + used[1] + self.running(&model.wanted, 0) + self.running(&model.wanted, 1),
+                requests: requests + self.running(&model.wanted, 0) + self.running(&model.wanted, 1),
                 queue,
                 unit: model.unit,
-                load: Duration::from_secs(1),
+                load: TOLD_LOAD,
                 bytes: model.room.map(|_| 100),
-                room: model.room.filter(|_| !model.resident),
+                room: model.room.filter(|_| !model.is_resident()),
             }
         };
         self.models.iter().map(own).collect()
@@ -180,12 +180,14 @@ impl SimNode {
         packet: Option<&Packet>,
         around: &mut Surroundings<'_>,
     ) -> Result<Vec<Order>, Broken> {
+        self.models.iter_mut().for_each(|model| model.pass(around.now));
         let own = self.own(around);
         let mut effects = self.router.step(Input::Models(own), around.now);
+        let heard = if let Input::Heard { from, .. } = &input { Some(*from) } else { None };
         effects.extend(self.router.step(input, around.now));
         let mut orders = Vec::new();
         for effect in effects {
-            self.obey(effect, packet, around, &mut orders)?;
+            self.obey(effect, (packet, heard), around, &mut orders)?;
         }
         Ok(orders)
     }
@@ -193,14 +195,26 @@ impl SimNode {
     fn obey(
         &mut self,
         effect: Effect,
-        packet: Option<&Packet>,
+        (packet, heard): (Option<&Packet>, Option<Boot>),
         around: &mut Surroundings<'_>,
         orders: &mut Vec<Order>,
     ) -> Result<(), Broken> {
         let me = self.boot;
         match effect {
             Effect::Tell(to, message) => {
-                orders.push(Order::Send(to, Packet { message, request: None, piece: None }))
+                match &message {
+                    Message::NotCalled(call) => around.ledger.calls.refused((to, *call), me),
+                    Message::Call { call, kind: CallKind::Unload | CallKind::Pin(_), .. }
+                        if around.plants(ClusterPlant::CallFirstAlone) && !self.is_first_call(*call) =>
+                    {
+                        orders.extend(
+                            self.step(Input::Heard { from: to, message: Message::Called(*call) }, around)?,
+                        );
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+                orders.push(Order::Send(to, Packet { message, request: None, piece: None }));
             }
             Effect::Ask { to, run, request, after } => {
                 around.count("asks");
@@ -213,7 +227,10 @@ impl SimNode {
             Effect::RunHere(request) => {
                 around.count("runs here");
                 around.ledger.execute((me, request), &around.ledger_digest(me, request))?;
-                orders.push(Order::RunHere(request));
+                let Some(entry) = around.ledger.entries.get_mut(&(me, request)) else { return Ok(()) };
+                entry.here = true;
+                let wanted = entry.wanted.clone();
+                orders.push(Order::RunHere(request, self.need(&wanted, around)));
             }
             Effect::Deliver(request) => {
                 let piece = packet.and_then(|packet| packet.piece);
@@ -227,15 +244,18 @@ impl SimNode {
                 around.count("finished");
                 around.ledger.finish((me, request), piece, around.now)?;
             }
-            Effect::HostCall { from, call, .. } => {
-                self.calls.insert((from, call));
-                orders.push(Order::AnswerCall(from, call));
+            Effect::HostCall { from, call, wanted, .. } => {
+                self.calls.insert((from, call), wanted);
+                orders.push(Order::AnswerCall(from, call, None));
             }
             Effect::DropCall(from, call) => {
                 around.count("calls dropped");
                 self.calls.remove(&(from, call));
             }
-            Effect::NoteCall(_) => {}
+            Effect::NoteCall(call) => {
+                let Some(of) = heard else { return Err(("an answer to note", format!("{call:?}"))) };
+                around.ledger.calls.note((me, call), of)?;
+            }
             Effect::EndCall(call, failed) => {
                 let name = match failed {
                     None => "call answered",
@@ -245,7 +265,10 @@ impl SimNode {
                 };
                 around.count(name);
                 if failed.is_none() || !around.plants(ClusterPlant::SwallowCallErrors) {
-                    around.ledger.answer_call((me, call), name, around.now)?;
+                    if failed.is_none() && around.ledger.calls.is_of_several((me, call)) {
+                        around.count("calls of several answered");
+                    }
+                    around.ledger.calls.answer((me, call), name, around.now)?;
                 }
             }
             Effect::Fail(request, failed) => {
@@ -269,7 +292,7 @@ impl SimNode {
             Effect::Grow(from, run, more) => {
                 if let Some(job) = self.jobs.get_mut(&(from, run)) {
                     job.allowed += more;
-                    orders.push(Order::Step(from, run));
+                    orders.push(Order::Step(from, run, Duration::ZERO));
                 }
             }
             Effect::Hangup(peer) => {
@@ -323,10 +346,71 @@ impl SimNode {
         let execution = around.ledger.execute(of, digest)?;
         let chunks = [0, 0, 3, 40, 100][around.random.usize(..5)];
         let tells = around.random.bool();
-        let job = Job { of, wanted, lane, cost, execution, chunks, sent: 0, allowed: WINDOW, tells };
+        let left = self.need(&wanted, around);
+        let begun = left.is_zero();
+        let job = Job { of, wanted, lane, cost, execution, chunks, sent: 0, allowed: WINDOW, tells, begun };
         self.jobs.insert((from, run), job);
-        orders.push(Order::Step(from, run));
+        orders.push(Order::Step(from, run, left));
         Ok(())
+    }
+
+    /// The time until a model serves, whose load begins now if it has to.
+    fn need(&mut self, wanted: &Wanted, around: &mut Surroundings<'_>) -> Duration {
+        let Some(model) = self.models.iter_mut().find(|model| model.wanted == *wanted) else {
+            return Duration::ZERO;
+        };
+        let (left, begins) = model.need(around.random, around.now);
+        if begins {
+            around.count("loads");
+        }
+        left
+    }
+
+    /// A model may go by its cooldown.
+    pub(super) fn cool(&mut self, around: &mut Surroundings<'_>) -> Result<Vec<Order>, Broken> {
+        let busy: Vec<Own> = self.own(around).into_iter().filter(|own| own.requests > 0).collect();
+        for model in &mut self.models {
+            if model.cool(busy.iter().any(|own| own.wanted == model.wanted), around.now) {
+                around.count("cooldowns");
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// A call of a peer is done, or goes on being done.
+    pub(super) fn do_call(
+        &mut self,
+        from: Boot,
+        call: CallKey,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Vec<Order>, Broken> {
+        let (Some(wanted), Some(kind)) =
+            (self.calls.get(&(from, call)), around.ledger.calls.kind((from, call)))
+        else {
+            return Ok(Vec::new());
+        };
+        if let Some(model) = self.models.iter_mut().find(|model| model.wanted == *wanted)
+            && !around.plants(ClusterPlant::AnswerCallsUndone)
+        {
+            if let Some(left) = model.call(kind, around.random, around.now) {
+                return Ok(vec![Order::AnswerCall(from, call, Some(left))]);
+            }
+            if model.has_done(kind) {
+                around.count(match kind {
+                    CallKind::Preload => "preloads",
+                    CallKind::Unload => "unloads",
+                    CallKind::Pin(_) => "pins",
+                });
+                around.ledger.calls.done((from, call), self.boot);
+            }
+        }
+        self.calls.remove(&(from, call));
+        self.step(Input::CallHosted(from, call), around)
+    }
+
+    /// True if this call has gone out to nobody yet. The plant alone asks.
+    fn is_first_call(&mut self, call: CallKey) -> bool {
+        self.called.insert(call)
     }
 
     /// A guest makes a step: it begins, sends a chunk, or ends.
@@ -336,7 +420,15 @@ impl SimNode {
         run: Run,
         around: &mut Surroundings<'_>,
     ) -> Result<Vec<Order>, Broken> {
+        let Some(job) = self.jobs.get(&(from, run)) else { return Ok(Vec::new()) };
+        if !job.begun {
+            let left = self.need(&job.wanted.clone(), around);
+            if !left.is_zero() {
+                return Ok(vec![Order::Step(from, run, left)]);
+            }
+        }
         let Some(job) = self.jobs.get_mut(&(from, run)) else { return Ok(Vec::new()) };
+        job.begun = true;
         if job.sent == job.allowed && job.sent < job.chunks {
             around.count("full windows");
             return Ok(Vec::new());
@@ -367,7 +459,7 @@ impl SimNode {
             }
             orders.extend(self.step(Input::GuestEnded(from, run), around)?);
         } else {
-            orders.push(Order::Step(from, run));
+            orders.push(Order::Step(from, run, Duration::ZERO));
         }
         Ok(orders)
     }

@@ -21,13 +21,17 @@ pub enum ClusterPlant {
     HostTwice,
     /// Leaves the connections to peers that count as lost.
     NeverHangUp,
+    /// Answers calls of peers without doing what they say.
+    AnswerCallsUndone,
+    /// Takes calls for answered that are of several peers, and sends them to the first alone.
+    CallFirstAlone,
     /// Goes on taking guests when it is about to go, as no leave is taken.
     TakeNoLeave,
 }
 
 impl ClusterPlant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::DeliverGhosts,
         Self::KeepEvicted,
         Self::KeepEnded,
@@ -37,6 +41,8 @@ impl ClusterPlant {
         Self::OverstateSlots,
         Self::HostTwice,
         Self::NeverHangUp,
+        Self::AnswerCallsUndone,
+        Self::CallFirstAlone,
         Self::TakeNoLeave,
     ];
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::ClusterCounts;
 use super::checks::{Broken, Ledger};
+use super::models::{Memory, SimModel};
 use super::network::{Fate, Faults, Index, Network, Packet, pair};
-use super::node::{Order, SimModel, SimNode, Surroundings};
+use super::node::{Order, SimNode, Surroundings};
 use super::plant::ClusterPlant;
 use crate::cluster::router::{Boot, CallKey, CallKind, Input, Request, RequestKey, Room, Run, Wanted};
 use crate::id::{Lane, Time};
@@ -35,6 +36,7 @@ pub(super) enum Event {
     Call,
     AnswerCall(Boot, Boot, CallKey),
     CallerGone(Boot, CallKey),
+    Cool,
     Connect(Index, Index),
     /// A node notices that its connection to another is gone, unless there is a newer one.
     Notice(Index, Boot, Boot, u64),
@@ -101,6 +103,7 @@ impl World {
         }
         world.after(5, Event::Submit);
         world.after(400, Event::Call);
+        world.after(500, Event::Cool);
         world.after(300, Event::Fault);
         world.schedule(Time::ZERO + HEALED, Event::Heal);
         world
@@ -131,7 +134,8 @@ impl World {
             .map(|(model, digest)| SimModel {
                 wanted: Wanted { model: model.into(), digest: digest.into() },
                 capacity: [3, 1],
-                resident: index.is_multiple_of(2),
+                memory: if index.is_multiple_of(2) { Memory::Resident } else { Memory::Cold },
+                pinned: false,
                 room,
                 unit: (index < 3).then(|| Duration::from_millis(1 + 9 * index as u64)),
             })
@@ -152,6 +156,11 @@ impl World {
     pub(super) fn soon(&mut self, millis: std::ops::Range<u64>, event: Event) {
         let millis = self.random.u64(millis);
         self.after(millis, event);
+    }
+
+    fn soon_after(&mut self, time: Duration, millis: std::ops::Range<u64>, event: Event) {
+        let millis = self.random.u64(millis);
+        self.schedule(self.now + time + Duration::from_millis(millis), event);
     }
 
     pub(super) fn count(&mut self, name: &'static str) {
@@ -251,18 +260,24 @@ impl World {
             }
             Event::Call => return self.call(),
             Event::AnswerCall(at, from, call) => {
-                if let Some(index) = self.index_of(at)
-                    && self.nodes[index].calls.remove(&(from, call))
-                {
-                    return self.give(index, Input::CallHosted(from, call));
+                if let Some(index) = self.index_of(at) {
+                    return self.at(index, |node, around| node.do_call(from, call, around));
                 }
             }
             Event::CallerGone(boot, key) => {
                 if let Some(index) = self.index_of(boot)
-                    && self.ledger.close_call((boot, key))
+                    && self.ledger.calls.close((boot, key))
                 {
                     self.count("callers of calls gone");
                     return self.give(index, Input::CallerGone(key));
+                }
+            }
+            Event::Cool if self.healed => {}
+            Event::Cool => {
+                self.soon(100..2000, Event::Cool);
+                let index = self.random.usize(..self.nodes.len());
+                if self.nodes[index].alive {
+                    return self.at(index, SimNode::cool);
                 }
             }
             Event::Connect(a, b) => return self.connect(a, b),
@@ -338,10 +353,18 @@ impl World {
                     }
                 }
             }
-            Order::Step(from, run) => self.soon(1..60, Event::Step(boot, from, run)),
+            Order::Step(from, run, left) => self.soon_after(left, 1..60, Event::Step(boot, from, run)),
             Order::Reads(key) => self.soon(1..400, Event::Read(boot, key)),
-            Order::RunHere(key) => self.soon(1..200, Event::EndHere(boot, key)),
-            Order::AnswerCall(from, call) => self.soon(1..1500, Event::AnswerCall(boot, from, call)),
+            Order::RunHere(key, left) => {
+                let work = Duration::from_millis(self.random.u64(1..200));
+                // A pool answers by the request's end, served or not.
+                let end = self.ledger.entries.get(&(boot, key)).map_or(self.now, |entry| entry.end);
+                self.schedule((self.now + left + work).min(end), Event::EndHere(boot, key));
+            }
+            Order::AnswerCall(from, call, left) => match left {
+                Some(left) => self.schedule(self.now + left, Event::AnswerCall(boot, from, call)),
+                None => self.soon(1..1500, Event::AnswerCall(boot, from, call)),
+            },
             Order::Hangup(peer) => {
                 if let Some(there) = self.nodes[index].known.get(&peer).copied() {
                     self.disconnect(index, there);
@@ -436,11 +459,15 @@ impl World {
         }
         let (model, digest) = [("a", "1"), ("a", "2"), ("b", "1")][self.random.usize(..3)];
         let wanted = Wanted { model: model.into(), digest: digest.into() };
-        let kind = [CallKind::Preload, CallKind::Unload, CallKind::Pin(true)][self.random.usize(..3)];
+        let kind = [CallKind::Preload, CallKind::Unload, CallKind::Pin(true), CallKind::Pin(false)]
+            [self.random.usize(..4)];
         let (boot, key) = (self.nodes[index].boot, CallKey(self.next_key));
         self.next_key += 1;
         let ends = self.now + Duration::from_millis(self.random.u64(50..4000));
-        self.ledger.open_call((boot, key), ends);
+        let serving = self.nodes[index].router.peers();
+        let serving = serving.filter(|(_, offers)| offers.iter().any(|offer| offer.wanted == wanted));
+        let serving = serving.map(|(boot, _)| boot).collect();
+        self.ledger.calls.open((boot, key), kind, ends, serving);
         if self.random.u32(..6) == 0 {
             self.soon(1..1000, Event::CallerGone(boot, key));
         }
