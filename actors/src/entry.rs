@@ -252,6 +252,12 @@ impl Slot {
         self.work.iter_mut().for_each(work::Work::serve);
     }
 
+    /// Notes that the model has failed its request.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn fail(&mut self) {
+        self.work.iter_mut().for_each(work::Work::fail);
+    }
+
     pub(crate) fn try_take(
         entry: &Arc<ModelEntry>,
         lane: Lane,

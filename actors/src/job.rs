@@ -397,10 +397,16 @@ pub enum EmitError<T> {
 }
 
 fn send<C: Capability>(answer: Option<Answer<C>>, result: Result<C::Output, Error>) -> bool {
-    let Some(answer) = answer else {
+    #[cfg_attr(not(feature = "cluster"), allow(unused_mut, reason = "work is measured for a cluster alone"))]
+    let Some(mut answer) = answer else {
         result.into_iter().for_each(reap);
         return false;
     };
+    // Whoever answers: runs that failed may have been repeated before. A worker's death is its breaker's concern.
+    #[cfg(feature = "cluster")]
+    if matches!(result, Err(Error::ModelError { .. })) {
+        answer.slot.fail();
+    }
     // The slot goes back before the caller wakes, so that it finds the slot free.
     drop(answer.slot);
     // A caller that has gone has dropped its receiver; it wants no answer.

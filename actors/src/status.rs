@@ -235,6 +235,9 @@ pub struct PeerModelStatus {
     pub bytes: Option<Bytes>,
     /// Bytes that are free for it there, or that caches give back, if it is not in memory.
     pub free: Option<Bytes>,
+    /// Percent of its latest requests that it has failed there. From 50 on requests go to other nodes where there are any; half a
+    /// minute after the last failure it is 0 again.
+    pub failed: u8,
 }
 
 /// Snapshot of one model that has been used.

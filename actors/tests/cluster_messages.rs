@@ -29,6 +29,7 @@ fn offer() -> Offer {
         unit: None,
         bytes: None,
         room: None,
+        failed: 0,
     }
 }
 
@@ -56,6 +57,7 @@ fn the_format_is_the_one_of_the_golden_files() {
         ..offer()
     };
     pinned("cluster_load_with_room", &load(placed));
+    pinned("cluster_load_failing", &load(Offer { failed: 80, ..offer() }));
     let ask = Message::Ask { run: Run(12), after: 9, wanted: wanted(), lane: Lane::Batch };
     pinned("cluster_ask", &ask);
     let others = vec![

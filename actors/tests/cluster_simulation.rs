@@ -134,6 +134,7 @@ fn the_cost_of_a_mesh() {
             load: Duration::from_secs(10),
             bytes: Some(1 << 30),
             room: (model >= 4).then_some(Room { free: 1 << 32, evictable: 1 << 33 }),
+            failed: 0,
         })
         .collect();
     println!(

@@ -304,3 +304,6 @@ impl Router {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

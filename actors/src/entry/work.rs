@@ -1,5 +1,5 @@
 //! The work of a model in the pool of this node, in the cost of its requests: how much is there, and how long its workers took
-//! for what they have served. A request that another node runs is no work here. It is measured for a cluster alone, whose
+//! for what they have served, or failed. A request that another node runs is no work here. It is measured for a cluster alone, whose
 //! nodes tell each other of it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,19 @@ pub(crate) struct Served {
     /// Time that all of the model's workers would have needed, had they all been busy: an hour in which one of two was
     /// busy is half an hour.
     pub(crate) busy: Duration,
+    /// Number of the requests that were served, and of those that the model failed.
+    pub(crate) answered: u32,
+    pub(crate) failed: u32,
+}
+
+/// The way in which the pool of this node lets go of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum End {
+    /// Without a run that was done with it.
+    #[default]
+    Unserved,
+    Served,
+    Failed,
 }
 
 /// Counts the work of a model, purely.
@@ -47,22 +60,28 @@ impl Meter {
         self.cost = self.cost.saturating_add(cost);
     }
 
-    fn end(&mut self, cost: u64, is_served: bool, now: Time) {
+    fn end(&mut self, cost: u64, end: End, now: Time) {
         self.advance(now);
         self.requests = self.requests.saturating_sub(1);
         self.cost = self.cost.saturating_sub(cost);
-        if is_served {
-            self.served.cost = self.served.cost.saturating_add(cost);
+        match end {
+            End::Unserved => {}
+            End::Served => {
+                self.served.cost = self.served.cost.saturating_add(cost);
+                self.served.answered = self.served.answered.saturating_add(1);
+            }
+            End::Failed => self.served.failed = self.served.failed.saturating_add(1),
         }
     }
 
     /// Sets the number of workers that serve, and returns what was served since the last time. When the first have come,
-    /// that is nothing: from when on they served is not known.
+    /// that is no work: from when on they served is not known.
     fn take(&mut self, workers: u32, now: Time) -> Served {
         self.advance(now);
         let before = std::mem::replace(&mut self.workers, workers);
         let served = std::mem::take(&mut self.served);
-        if before == 0 { Served::default() } else { served }
+        let Served { answered, failed, .. } = served;
+        if before == 0 { Served { answered, failed, ..Served::default() } } else { served }
     }
 }
 
@@ -94,7 +113,7 @@ impl ModelEntry {
 pub(super) struct Work {
     entry: Arc<ModelEntry>,
     cost: u64,
-    is_served: bool,
+    end: End,
 }
 
 impl Work {
@@ -102,18 +121,23 @@ impl Work {
     pub(super) fn begin(entry: &Arc<ModelEntry>, cost: Cost) -> Self {
         let cost = cost.0.max(1);
         entry.work.lock().begin(cost, entry.clock.now());
-        Self { entry: entry.clone(), cost, is_served: false }
+        Self { entry: entry.clone(), cost, end: End::default() }
     }
 
     /// A run is done with it.
     pub(super) fn serve(&mut self) {
-        self.is_served = true;
+        self.end = End::Served;
+    }
+
+    /// The model has failed it.
+    pub(super) fn fail(&mut self) {
+        self.end = End::Failed;
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.entry.work.lock().end(self.cost, self.is_served, self.entry.clock.now());
+        self.entry.work.lock().end(self.cost, self.end, self.entry.clock.now());
     }
 }
 
@@ -125,8 +149,8 @@ mod tests {
         Time::after_start(Duration::from_millis(millis))
     }
 
-    fn served(cost: u64, millis: u64) -> Served {
-        Served { cost, busy: Duration::from_millis(millis) }
+    fn served(answered: u32, cost: u64, millis: u64) -> Served {
+        Served { cost, busy: Duration::from_millis(millis), answered, failed: 0 }
     }
 
     #[test]
@@ -134,14 +158,14 @@ mod tests {
         let mut meter = Meter::default();
         meter.take(2, at(0));
         meter.begin(10, at(1000));
-        meter.end(10, true, at(1400));
-        assert_eq!(meter.take(2, at(5000)), served(10, 200), "one of two, and idle before and after");
+        meter.end(10, End::Served, at(1400));
+        assert_eq!(meter.take(2, at(5000)), served(1, 10, 200), "one of two, and idle before and after");
         for _ in 0..5 {
             meter.begin(4, at(5000));
         }
         assert_eq!((meter.requests, meter.cost), (5, 20));
-        meter.end(4, true, at(5100));
-        assert_eq!(meter.take(2, at(5300)), served(4, 300), "both, whatever waits");
+        meter.end(4, End::Served, at(5100));
+        assert_eq!(meter.take(2, at(5300)), served(1, 4, 300), "both, whatever waits");
     }
 
     #[test]
@@ -150,9 +174,9 @@ mod tests {
         meter.take(1, at(0));
         meter.begin(10, at(0));
         meter.begin(7, at(0));
-        meter.end(10, false, at(100));
-        meter.end(7, true, at(100));
-        assert_eq!(meter.take(1, at(100)), served(7, 100));
+        meter.end(10, End::Unserved, at(100));
+        meter.end(7, End::Served, at(100));
+        assert_eq!(meter.take(1, at(100)), served(1, 7, 100));
         assert_eq!((meter.requests, meter.cost), (0, 0));
     }
 
@@ -160,11 +184,23 @@ mod tests {
     fn a_load_is_no_worker_s_time() {
         let mut meter = Meter::default();
         meter.begin(10, at(0));
-        assert_eq!(meter.take(0, at(1000)), served(0, 0));
+        assert_eq!(meter.take(0, at(1000)), served(0, 0, 0));
         meter.begin(10, at(1000));
-        meter.end(10, true, at(2000));
-        assert_eq!(meter.take(1, at(2100)), served(0, 0), "from when on a worker served is not known");
-        meter.end(10, true, at(2300));
-        assert_eq!(meter.take(1, at(2300)), served(10, 200));
+        meter.end(10, End::Served, at(2000));
+        assert_eq!(meter.take(1, at(2100)), served(1, 0, 0), "from when on a worker served is not known");
+        meter.end(10, End::Served, at(2300));
+        assert_eq!(meter.take(1, at(2300)), served(1, 10, 200));
+    }
+
+    #[test]
+    fn what_a_model_fails_takes_time_and_is_no_work_done() {
+        let mut meter = Meter::default();
+        meter.take(1, at(0));
+        meter.begin(10, at(0));
+        meter.end(10, End::Failed, at(100));
+        assert_eq!(meter.take(1, at(100)), Served { failed: 1, ..served(0, 0, 100) });
+        meter.begin(10, at(100));
+        meter.end(10, End::Failed, at(100));
+        assert_eq!(meter.take(0, at(100)).failed, 1, "it fails without workers too");
     }
 }

@@ -1,5 +1,5 @@
 //! The measures of this node's models that peers are told: whether a model is in memory, how much work it has, how long it
-//! takes for it, and how long its load takes.
+//! takes for it, how long its load takes, and how much of what it runs it fails.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +21,39 @@ const LEAST_LOAD: Duration = Duration::from_millis(100);
 const UNSEEN_RATE: f64 = 200.0 * 1024.0 * 1024.0;
 /// Time of work after which a measure counts half.
 const HALF: f64 = 5.0;
+
+/// Number of requests after which one counts half among the latest, and what they have to count together for their share to be
+/// told: three of them, older ones less.
+const LATEST: f64 = 8.0;
+const FEWEST: f64 = 2.5;
+/// Time after which the last failure counts no more, so that the node is tried again.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
+/// Share of the latest requests that a model has failed.
+#[derive(Debug, Default)]
+struct Failures {
+    all: f64,
+    failed: f64,
+    last: Option<Time>,
+}
+
+impl Failures {
+    fn add(&mut self, served: Served, now: Time) {
+        let (answered, failed) = (f64::from(served.answered), f64::from(served.failed));
+        let older = 0.5_f64.powf((answered + failed) / LATEST);
+        self.all = self.all * older + answered + failed;
+        self.failed = self.failed * older + failed;
+        if served.failed > 0 {
+            self.last = Some(now);
+        }
+    }
+
+    /// In percent.
+    fn get(&self, now: Time) -> u8 {
+        let is_news = self.last.is_some_and(|last| now.since(last) < FORGOTTEN);
+        if is_news && self.all >= FEWEST { (100.0 * self.failed / self.all) as u8 } else { 0 }
+    }
+}
 
 /// Measured time per unit of cost: of newer work first, however long a run takes.
 #[derive(Debug, Default)]
@@ -78,6 +111,7 @@ impl LoadRate {
 struct Seen {
     sampled: Time,
     unit: UnitTime,
+    failures: Failures,
     serves: bool,
     loading_since: Option<Time>,
     /// Time that its last load took.
@@ -86,7 +120,8 @@ struct Seen {
 
 impl Seen {
     fn new(serves: bool, now: Time) -> Self {
-        Self { sampled: now, unit: UnitTime::default(), serves, loading_since: None, load: None }
+        let (unit, failures) = (UnitTime::default(), Failures::default());
+        Self { sampled: now, unit, failures, serves, loading_since: None, load: None }
     }
 
     /// Notes how its load stands at a sample. Returns the time of one that is over; it is right to an interval of samples.
@@ -175,7 +210,9 @@ impl Measures {
         let bytes = bytes(model, status);
         let workers = workers(status);
         let seen = self.seen.entry(model.key()).or_insert_with(|| Seen::new(workers > 0, now));
-        seen.unit.add(model.entry.take_served(workers));
+        let served = model.entry.take_served(workers);
+        seen.unit.add(served);
+        seen.failures.add(served, now);
         let is_loading = status.is_some_and(|status| status.loading.is_some() || loads(status));
         let loaded = seen.note(is_loading, workers > 0, now);
         if let (Some(took), Some(bytes)) = (loaded, bytes) {
@@ -217,6 +254,7 @@ impl Measures {
             load,
             bytes: bytes.map(|bytes| bytes.0),
             room: if workers == 0 { room(system, &model.policy.device) } else { None },
+            failed: seen.map_or(0, |seen| seen.failures.get(now)),
         })
     }
 }
@@ -226,7 +264,7 @@ mod tests {
     use super::*;
 
     fn served(cost: u64, millis: u64) -> Served {
-        Served { cost, busy: Duration::from_millis(millis) }
+        Served { cost, busy: Duration::from_millis(millis), ..Served::default() }
     }
 
     fn at(millis: u64) -> Time {
@@ -249,6 +287,23 @@ mod tests {
         // An idle hour says nothing.
         unit.add(served(0, 0));
         assert_eq!(unit.get(), Some(now));
+    }
+
+    #[test]
+    fn the_share_of_failures_is_of_the_latest_requests_and_is_forgotten() {
+        let requests = |answered, failed| Served { answered, failed, ..Served::default() };
+        let mut failures = Failures::default();
+        failures.add(requests(0, 2), at(0));
+        assert_eq!(failures.get(at(0)), 0, "two say little");
+        failures.add(requests(0, 1), at(250));
+        assert_eq!(failures.get(at(500)), 100);
+        assert_eq!(failures.get(at(30_250)), 0, "it is tried again");
+        failures.add(requests(0, 1), at(31_000));
+        assert_eq!(failures.get(at(31_000)), 100, "one more is enough");
+        (0..12).for_each(|_| failures.add(requests(1, 0), at(32_000)));
+        assert!(failures.get(at(32_000)) < 50, "{}", failures.get(at(32_000)));
+        failures.add(requests(10_000, 1), at(33_000));
+        assert_eq!(failures.get(at(33_000)), 0, "one of many");
     }
 
     #[test]

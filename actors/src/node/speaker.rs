@@ -366,6 +366,7 @@ impl<C: Portable> SpeakerState<C> {
             unit: offer.unit,
             bytes: offer.bytes.map(Bytes),
             free: offer.room.map(|room| Bytes(room.free)),
+            failed: offer.failed,
         }
     }
 

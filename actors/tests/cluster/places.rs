@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_cost_of_requests_counts_and_not_their_number", the_cost_of_requests_counts_and_not_their_number),
     ("a_slow_node_is_given_less", a_slow_node_is_given_less),
     ("a_node_is_as_fast_as_its_own_workers", a_node_is_as_fast_as_its_own_workers),
+    ("a_node_that_fails_at_once_is_given_nothing", a_node_that_fails_at_once_is_given_nothing),
     ("a_model_is_its_files", a_model_is_its_files),
     ("a_model_without_a_digest_stays_at_home", a_model_without_a_digest_stays_at_home),
     ("a_loader_says_which_model_it_is_once_it_is_loaded", a_loader_says_which_model_it_is_once_it_is_loaded),
@@ -136,6 +137,44 @@ fn a_node_is_as_fast_as_its_own_workers() {
         let unit = unit.expect("it is told how long they take");
         // 200 ms for a cost of 11.
         assert!(unit > 10_000, "{unit} us per unit of cost");
+        system.shutdown().await;
+    });
+}
+
+fn a_node_that_fails_at_once_is_given_nothing() {
+    let sound = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
+    let mut failing =
+        Node::start(&NodeOptions { fails: true, ..NodeOptions::new("c").model("echo", "1") }).unwrap();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a"), [&sound, &failing]).await;
+        let model = served(&system, &client, "echo", 2).await;
+        let told = || {
+            let status = system.status();
+            let models = status.peers.iter().flat_map(|peer| &peer.models);
+            models.map(|told| told.failed).max()
+        };
+        // It is soon done with them, and so is sent the most.
+        for _ in 0..ROUNDS {
+            if told() >= Some(50) {
+                break;
+            }
+            let calls = (0..6).map(|_| {
+                let model = model.clone();
+                tokio::spawn(async move {
+                    let say = Say::after("", Duration::from_millis(20));
+                    model.call(say, CallOptions::default()).await.is_ok()
+                })
+            });
+            for call in calls.collect::<Vec<_>>() {
+                call.await.unwrap();
+            }
+        }
+        until("it to be told", || told().filter(|failed| *failed >= 50)).await;
+        let before = failing.ask("counts").unwrap();
+        for _ in 0..10 {
+            assert_eq!(places(&model, 6, 10).await, ["b"]);
+        }
+        assert_eq!(failing.ask("counts").unwrap(), before);
         system.shutdown().await;
     });
 }

@@ -153,9 +153,8 @@ impl Router {
         let own = self.models.iter().find(|own| own.wanted == *wanted).filter(|_| !self.leaving);
         let willing = self.candidates(wanted, Some(lane));
         let willing: Vec<_> = willing.into_iter().filter(|(boot, _)| !asked.refused.contains(boot)).collect();
-        // Who does not wait is not told of those for whom it would have to.
-        let known = willing.iter().map(|(_, candidate)| *candidate);
-        let known: Vec<Candidate> = known.filter(|candidate| candidate.is_free || !impatient).collect();
+        // Of those without a slot it is told too, if it does not wait: who holds the model is why it is not loaded elsewhere.
+        let known: Vec<Candidate> = willing.iter().map(|(_, candidate)| *candidate).collect();
         let mut random = self.random.clone();
         let waited = self.now.since(asked.since);
         let place = choose(own, &known, wanted, (cost, waited), &mut random);

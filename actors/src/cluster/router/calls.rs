@@ -48,8 +48,7 @@ impl Router {
         let to: BTreeSet<Boot> = match asked.kind {
             CallKind::Preload => {
                 let places: Vec<_> = serving.iter().map(|(_, candidate)| *candidate).collect();
-                let found = home(&places, &asked.wanted).map(|candidate| candidate.place);
-                found
+                home(&places, &asked.wanted)
                     .into_iter()
                     .filter_map(|place| if let Place::At(boot) = place { Some(boot) } else { None })
                     .collect()

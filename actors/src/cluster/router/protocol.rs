@@ -62,6 +62,13 @@ pub struct Offer {
     /// The memory that it would be loaded into, if it is not in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub room: Option<Room>,
+    /// Percent of its latest requests that it has failed; 0 once that was long ago.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed: u8,
+}
+
+fn is_zero(number: &u8) -> bool {
+    *number == 0
 }
 
 impl Offer {

@@ -25,6 +25,8 @@ pub(super) struct SimModel {
     pub(super) memory: Memory,
     pub(super) pinned: bool,
     pub(super) unit: Option<Duration>,
+    /// Percent of its latest requests that it says it has failed.
+    pub(super) failed: u8,
     pub(super) room: Option<Room>,
 }
 

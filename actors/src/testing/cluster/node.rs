@@ -120,6 +120,7 @@ impl SimNode {
                 load: TOLD_LOAD,
                 bytes: model.room.map(|_| 100),
                 room: model.room.filter(|_| !model.is_resident()),
+                failed: model.failed,
             }
         };
         self.models.iter().map(own).collect()

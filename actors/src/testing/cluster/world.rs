@@ -127,6 +127,7 @@ impl World {
         });
         let named: Vec<_> = models.map(|(_, named)| *named).collect();
         let room = Room { free: self.random.u64(..200), evictable: self.random.u64(..200) };
+        let failed = [0, 0, 80][self.random.usize(..3)];
         // Not every node knows.
         let room = (index > 0).then_some(room);
         let models: Vec<SimModel> = named
@@ -136,6 +137,7 @@ impl World {
                 capacity: [3, 1],
                 memory: if index.is_multiple_of(2) { Memory::Resident } else { Memory::Cold },
                 pinned: false,
+                failed: if index == 1 { failed } else { 0 },
                 room,
                 unit: (index < 3).then(|| Duration::from_millis(1 + 9 * index as u64)),
             })
