@@ -4,6 +4,7 @@
 mod config_file;
 mod model_sampling;
 mod generation_config;
+mod gguf_text;
 pub(crate) mod transformer;
 mod peft;
 mod passes;

@@ -3,6 +3,7 @@
 
 mod names;
 mod gguf_part;
+mod gguf_files;
 mod placeholder;
 mod folder;
 mod python_numbers;
@@ -56,6 +57,8 @@ pub enum Source {
         path: PathBuf,
         /// The one GGUF file of the directory that is the model, taken alone.
         gguf: Option<String>,
+        /// The GGUF file beside it that has its vision tower: see [`Source::projector`].
+        projector: Option<String>,
         /// Links in the directory may lead out of it: see [`Source::follow_links`].
         follow_links: bool,
     },
@@ -68,13 +71,15 @@ pub enum Source {
         /// The one GGUF file of it that is the model; without, the model is in safetensors. The repository's
         /// `tokenizer.json` and chat template, where it has them, go before those in the file.
         gguf: Option<String>,
+        /// The GGUF file of it that has the vision tower: see [`Source::projector`].
+        projector: Option<String>,
     },
 }
 
 impl Source {
     /// Creates the source of a directory.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
-        Self::Directory { path: path.into(), gguf: None, follow_links: false }
+        Self::Directory { path: path.into(), gguf: None, projector: None, follow_links: false }
     }
 
     /// Allows symbolic links that lead out of the directory. Otherwise they are refused, as a model that somebody
@@ -88,26 +93,24 @@ impl Source {
     /// assert_ne!(source, Source::directory("models/mine"));
     /// ```
     #[must_use]
-    pub fn follow_links(self) -> Self {
-        match self {
-            Self::Directory { path, gguf, .. } => Self::Directory { path, gguf, follow_links: true },
-            repository => repository,
+    pub fn follow_links(mut self) -> Self {
+        if let Self::Directory { follow_links, .. } = &mut self {
+            *follow_links = true;
         }
+        self
     }
 
     /// Creates the source of a repository at its main branch.
     pub fn repository(name: impl Into<String>) -> Self {
-        Self::Repository { name: name.into(), revision: None, gguf: None }
+        Self::Repository { name: name.into(), revision: None, gguf: None, projector: None }
     }
 
     /// Selects a revision of the repository. A directory has none and stays as it is.
-    pub fn revision(self, revision: impl Into<String>) -> Self {
-        match self {
-            Self::Repository { name, gguf, .. } => {
-                Self::Repository { name, revision: Some(revision.into()), gguf }
-            }
-            directory => directory,
+    pub fn revision(mut self, name: impl Into<String>) -> Self {
+        if let Self::Repository { revision, .. } = &mut self {
+            *revision = Some(name.into());
         }
+        self
     }
 
     /// Selects one GGUF file of the repository or directory, which often hold several. Of a directory, the file
@@ -118,15 +121,28 @@ impl Source {
     /// let source = Source::repository("somebody/model-GGUF").gguf("model-Q4_K_M.gguf");
     /// assert_eq!(source.to_string(), "somebody/model-GGUF/model-Q4_K_M.gguf");
     /// ```
-    pub fn gguf(self, file: impl Into<String>) -> Self {
-        match self {
-            Self::Repository { name, revision, .. } => {
-                Self::Repository { name, revision, gguf: Some(file.into()) }
-            }
-            Self::Directory { path, follow_links, .. } => {
-                Self::Directory { path, gguf: Some(file.into()), follow_links }
-            }
-        }
+    pub fn gguf(mut self, file: impl Into<String>) -> Self {
+        let (Self::Directory { gguf, .. } | Self::Repository { gguf, .. }) = &mut self;
+        *gguf = Some(file.into());
+        self
+    }
+
+    /// Selects the GGUF file with the vision tower of a model that looks at images, which llama.cpp calls `mmproj`. Of a
+    /// directory with one such file it is that file, without being named; of a repository none is. Other models
+    /// leave it alone.
+    ///
+    /// ```
+    /// use candle_actors::Source;
+    /// let source = Source::repository("ggml-org/gemma-3-4b-it-GGUF")
+    ///     .gguf("gemma-3-4b-it-Q4_K_M.gguf")
+    ///     .projector("mmproj-model-f16.gguf");
+    /// assert_eq!(source.to_string(), "ggml-org/gemma-3-4b-it-GGUF/gemma-3-4b-it-Q4_K_M.gguf");
+    /// ```
+    #[must_use]
+    pub fn projector(mut self, file: impl Into<String>) -> Self {
+        let (Self::Directory { projector, .. } | Self::Repository { projector, .. }) = &mut self;
+        *projector = Some(file.into());
+        self
     }
 
     /// Reads a source as a person writes it: a path, or the name of a repository with its revision after an `@`.
@@ -153,7 +169,7 @@ impl Source {
             return Self::directory(text);
         }
         let [revision, gguf] = [revision, gguf].map(|part| part.map(str::to_owned));
-        Self::Repository { name: name.to_owned(), revision, gguf }
+        Self::Repository { name: name.to_owned(), revision, gguf, projector: None }
     }
 
     /// Looks whether a directory or file is there, which costs no wait; of a repository nothing can be told without one.
@@ -189,7 +205,7 @@ impl fmt::Display for Source {
             address if address.is_address() => formatter.write_str(HIDDEN),
             Self::Directory { path, gguf: Some(file), .. } => path.join(file).display().fmt(formatter),
             Self::Directory { path, .. } => path.display().fmt(formatter),
-            Self::Repository { name, revision, gguf } => {
+            Self::Repository { name, revision, gguf, .. } => {
                 formatter.write_str(name)?;
                 if let Some(file) = gguf {
                     write!(formatter, "/{file}")?;
@@ -213,6 +229,8 @@ pub(crate) enum Unread {
 /// An opened source: gives the path of a file by its name in the model, and fetches it first if necessary.
 pub(crate) struct Files {
     place: Place,
+    /// The GGUF file with the model's vision tower, where one was given: its path, or its name in a repository.
+    projector: Option<PathBuf>,
     pub(crate) unread: Unread,
     /// Matrices of safetensors files are quantised at load.
     pub(crate) eight_bit: bool,
@@ -231,7 +249,7 @@ enum Place {
 impl From<Place> for Files {
     fn from(place: Place) -> Self {
         let (adapters, taken) = (OpenAdapters::default(), Taken::default());
-        Self { place, unread: Unread::default(), eight_bit: false, adapters, taken }
+        Self { place, projector: None, unread: Unread::default(), eight_bit: false, adapters, taken }
     }
 }
 
@@ -240,12 +258,20 @@ impl Files {
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub has settings"))]
     pub(crate) fn open(source: &Source, hub: &HubSettings) -> Result<Self> {
         match source {
-            Source::Directory { path, gguf: None, follow_links } => Self::open_directory(path, *follow_links),
-            Source::Directory { path, gguf: Some(file), follow_links } => {
+            Source::Directory { path, gguf, projector, follow_links } => {
+                let model = gguf.as_ref().map_or(path.clone(), |file| path.join(file));
                 // An address is not looked at.
-                let opened = Self::open_directory(&path.join(file), *follow_links)?;
-                Folder::new(path, *follow_links).find(file)?;
-                Ok(opened)
+                let opened = Self::open_directory(&model, *follow_links)?;
+                if let Some(file) = gguf {
+                    Folder::new(path, *follow_links).find(file)?;
+                }
+                let folder =
+                    if gguf.is_none() && path.is_file() { path.parent() } else { Some(path.as_path()) };
+                let find = |file: &String| {
+                    let found = Folder::new(folder.unwrap_or(path), *follow_links).find(file)?;
+                    found.ok_or_else(|| Error::NoSuchFile { path: path.join(file) })
+                };
+                Ok(Self { projector: projector.as_ref().map(find).transpose()?, ..opened })
             }
             address if address.is_address() => Err(refused_address()),
             Source::Repository { name, .. } if !is_name(name) && !is_repository_name(name) => {
@@ -253,15 +279,19 @@ impl Files {
                     format!("{name:?} is no name of a repository, owner/name; a path is a directory");
                 Err(Error::InvalidSetting { setting: "source".into(), reason })
             }
-            Source::Repository { revision: Some(name), .. } | Source::Repository { gguf: Some(name), .. }
+            Source::Repository { revision: Some(name), .. }
+            | Source::Repository { gguf: Some(name), .. }
+            | Source::Repository { projector: Some(name), .. }
                 if !is_plain(name) =>
             {
                 let reason = format!("{name:?} is no name of a revision or of a file");
                 Err(Error::InvalidSetting { setting: "source".into(), reason })
             }
             #[cfg(feature = "hub")]
-            Source::Repository { name, revision, gguf } => {
-                Ok(Place::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()).into())
+            Source::Repository { name, revision, gguf, projector } => {
+                let place =
+                    Place::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone());
+                Ok(Self { projector: projector.as_ref().map(PathBuf::from), ..place.into() })
             }
             #[cfg(not(feature = "hub"))]
             Source::Repository { .. } => Err(without_hub(source)),
@@ -366,59 +396,6 @@ impl Files {
             Place::Directory(folder) => folder.find(file),
             #[cfg(feature = "hub")]
             Place::Hub(files, _) => files.fetch(file, context),
-        }
-    }
-
-    /// The GGUF file that is the model: the one that was named, or the only one of a directory without safetensors.
-    ///
-    /// # Errors
-    /// [`Error::SeveralGgufFiles`] if the directory has more than one.
-    #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
-    pub(crate) fn gguf(&self, context: &LoadContext) -> Result<Option<PathBuf>> {
-        let found = match &self.place {
-            Place::Directory(folder) if folder.is_file() => Some(folder.path().to_owned()),
-            Place::Directory(folder) => folder.only_gguf()?,
-            #[cfg(feature = "hub")]
-            Place::Hub(_, None) => None,
-            #[cfg(feature = "hub")]
-            Place::Hub(_, Some(file)) => Some(self.readable(file, context)?),
-        };
-        // Whatever it is called, it is the model.
-        found.iter().for_each(|path| self.taken.note("gguf", path));
-        Ok(found)
-    }
-
-    /// The path of another part of the GGUF file that is the model, by its name without a folder.
-    ///
-    /// # Errors
-    /// [`Error::MissingFile`] if it is not beside `gguf`, which is the part that was found.
-    pub(crate) fn gguf_part(&self, gguf: &Path, name: &str, context: &LoadContext) -> Result<PathBuf> {
-        self.check_name(name)?;
-        let found = match &self.place {
-            Place::Directory(folder) => {
-                if context.should_stop() {
-                    return Err(Error::Stopped);
-                }
-                let beside = gguf.parent().unwrap_or(folder.path());
-                Folder::new(beside, folder.follows_links()).find(name)?
-            }
-            #[cfg(feature = "hub")]
-            Place::Hub(files, named) => {
-                let named = named.as_deref().and_then(|named| named.rsplit_once('/'));
-                let name = named.map_or(name.to_owned(), |(folder, _)| format!("{folder}/{name}"));
-                files.fetch(&name, context)?
-            }
-        };
-        found.iter().for_each(|path| self.taken.note(name, path));
-        found.ok_or_else(|| Error::MissingFile { model: self.name(), file: name.to_owned() })
-    }
-
-    /// True if one GGUF file was named as the model.
-    pub(crate) fn is_gguf(&self) -> bool {
-        match &self.place {
-            Place::Directory(folder) => folder.is_file(),
-            #[cfg(feature = "hub")]
-            Place::Hub(_, file) => file.is_some(),
         }
     }
 

@@ -7,6 +7,7 @@ mod quantised;
 mod numbers;
 mod strided;
 mod parts;
+mod renamed;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
@@ -27,6 +28,7 @@ use crate::source::{self, Files, Unread};
 pub(crate) use notes::Notes;
 use numbers::{Numbers, append_numbers};
 use quantised::SCALES;
+pub(crate) use renamed::{Renamed, TwoFiles, Way, in_order};
 use strided::Scatter;
 
 /// Bytes read between two looks at progress and at the stop mark.
@@ -118,6 +120,8 @@ pub(crate) struct WeightFiles {
     read: Notes,
     unread: Unread,
     eight_bit: bool,
+    /// The files that all tensors are in, in place of those above.
+    gguf: Option<TwoFiles>,
 }
 
 impl WeightFiles {
@@ -209,7 +213,7 @@ impl WeightFiles {
     }
 
     pub(crate) fn contains(&self, tensor: &str) -> bool {
-        self.entries.contains_key(tensor)
+        self.entries.contains_key(tensor) || self.gguf.as_ref().is_some_and(|gguf| gguf.contains(tensor))
     }
 
     /// The shape of a tensor, if there is one of this name.
@@ -243,12 +247,15 @@ impl WeightFiles {
                 _ => numbers.saturating_mul(4),
             })
         };
-        self.entries.iter().filter(|(name, _)| wanted(name)).map(of).sum()
+        let gguf = self.gguf.as_ref().map_or(Bytes::ZERO, |gguf| gguf.bytes_in_memory(&wanted));
+        gguf + self.entries.iter().filter(|(name, _)| wanted(name)).map(of).sum()
     }
 
     /// Bytes on disk of the tensors that `wanted` picks.
     pub(crate) fn bytes_on_disk(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
-        self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(entry.bytes)).sum()
+        let gguf = self.gguf.as_ref().map_or(Bytes::ZERO, TwoFiles::bytes_on_disk);
+        let bytes = |(_, entry): (&String, &Entry)| Bytes(entry.bytes);
+        gguf + self.entries.iter().filter(|(name, _)| wanted(name)).map(bytes).sum()
     }
 
     /// Refuses a tensor that was not read, once all that is needed has been. `has_no_effect` is true for those that may be
@@ -257,6 +264,9 @@ impl WeightFiles {
     /// # Errors
     /// [`Error::UnreadTensor`] names the first of them.
     pub(crate) fn check_all_read(&self, has_no_effect: impl Fn(&str) -> bool) -> Result<()> {
+        if let Some(gguf) = &self.gguf {
+            return gguf.check_all_read(self.unread, has_no_effect);
+        }
         self.read.check(self.unread, self.entries.keys().map(String::as_str), has_no_effect)
     }
 
@@ -405,6 +415,11 @@ impl<'a> WeightReader<'a> {
 
     /// Appends one tensor's numbers, row by row.
     pub(crate) fn append(&self, name: &str, shape: &[usize], values: &mut Vec<f32>) -> Result<()> {
+        if let Some(gguf) = &self.weights.gguf {
+            let (tensor, begin) = (format!("{}{name}", self.prefix), values.len());
+            gguf.append(&tensor, shape, values, self.context)?;
+            return check_finite(tensor, &values[begin..]);
+        }
         let (tensor, entry) = self.entry(name, shape)?;
         let scales = SCALES.iter().find_map(|ending| self.weights.entries.get(&format!("{tensor}{ending}")));
         let (numbers, scales) = match (Numbers::from_name(&entry.dtype), scales) {
@@ -452,22 +467,6 @@ impl<'a> WeightReader<'a> {
                 Err(Error::ShapeMismatch { tensor, expected: shape.to_vec(), found: entry.shape.clone() })
             }
         }
-    }
-
-    /// Multiplies 8-bit numbers with their scales.
-    fn scale(&self, values: &mut [f32], tensor: &str, shape: &[usize], scales: &Entry) -> Result<()> {
-        let Some(numbers) = Numbers::from_name(&scales.dtype) else {
-            let found = format!("{} scales of 8-bit", scales.dtype);
-            return Err(Error::UnsupportedNumbers { tensor: tensor.to_owned(), found });
-        };
-        let mut factors = Vec::with_capacity(scales.shape.iter().product());
-        self.read(scales, |piece| append_numbers(piece, numbers, &mut factors))?;
-        let scaled = quantised::scale(values, shape, &factors, &scales.shape, self.weights.block);
-        scaled.ok_or_else(|| Error::ShapeMismatch {
-            tensor: format!("{tensor}{}", SCALES[0]),
-            expected: shape.to_vec(),
-            found: scales.shape.clone(),
-        })
     }
 
     /// Reads a tensor in pieces, each of whole numbers.

@@ -117,6 +117,10 @@ impl Header {
         Ok(())
     }
 
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.metadata.iter()
+    }
+
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&String, &TensorInfo)> {
         self.tensors.iter()
     }

@@ -16,6 +16,8 @@ mod llava;
 mod moondream;
 mod qwen_vl;
 mod request;
+mod small_files;
+mod gguf;
 mod plan;
 mod model;
 mod worker;
@@ -44,8 +46,7 @@ use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::towers::VisionTower;
-use crate::preprocessing::{Preprocessing, Processor, processor_config};
-use crate::source::Files;
+use crate::preprocessing::{Preprocessing, Processor};
 use crate::structured::Grammars;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
@@ -53,6 +54,7 @@ use asked::Asked;
 use language_model::{Answer, LanguageModel};
 pub use model::{ExaminedImage, VisionModel};
 pub(crate) use plan::VisionPlan;
+use small_files::SmallFiles;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
@@ -78,7 +80,7 @@ const CAPABILITY: &str = "vision";
 /// A model that is not loaded, as its small files describe it.
 trait Architecture: Send + Sync {
     /// Reads what it needs beside `config.json`: preprocessing, chat template.
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()>;
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()>;
     /// The text half.
     fn text(&self) -> &DecoderConfig;
     /// Number of tokens that it knows.
@@ -255,7 +257,7 @@ struct ImageRows {
 /// Reads `preprocessor_config.json`, with these `defaults` for what it leaves out, and those of `processor` where
 /// the file names another than the usual ones: the family knows what that does.
 fn preprocessing(
-    files: &Files,
+    files: &SmallFiles<'_>,
     defaults: Value,
     processor: Processor,
     context: &LoadContext,
@@ -269,7 +271,7 @@ fn preprocessing(
 /// The same as CLIP's, without the settings of these `names`, which the family reads itself; its `defaults`
 /// stand in.
 fn preprocessing_without(
-    files: &Files,
+    files: &SmallFiles<'_>,
     defaults: Value,
     names: &[&str],
     context: &LoadContext,
@@ -287,8 +289,12 @@ fn leave_out(config: &mut Value, names: &[&str]) {
 }
 
 /// The settings of the model's image processor, with these defaults, and the file that they are from.
-fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) -> Result<(PathBuf, Value)> {
-    let (path, config) = processor_config(files, context)?;
+fn preprocessor_config(
+    files: &SmallFiles<'_>,
+    defaults: Value,
+    context: &LoadContext,
+) -> Result<(PathBuf, Value)> {
+    let (path, config) = files.processor_config(context)?;
     Ok((path, with_defaults(&without_nulls(&config), defaults)))
 }
 

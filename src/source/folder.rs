@@ -63,17 +63,7 @@ impl Folder {
         if whole.iter().any(|file| self.path.join(file).is_file()) {
             return Ok(None);
         }
-        let unreadable = |source| Error::unreadable(&self.path, &source);
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            if is_gguf(&path)
-                && path.is_file()
-                && let Some(name) = path.file_name()
-            {
-                files.push(name.to_string_lossy().into_owned());
-            }
-        }
+        let mut files = self.gguf_files()?;
         // The image half of a vision model of llama.cpp, beside its text half.
         if files.iter().any(|file| !is_projector(file)) {
             files.retain(|file| !is_projector(file));
@@ -88,6 +78,37 @@ impl Folder {
             [file] => self.find(file),
             _ => Err(Error::SeveralGgufFiles { model: self.path.display().to_string(), files }),
         }
+    }
+
+    /// The only GGUF file in it that is the vision tower of another.
+    ///
+    /// # Errors
+    /// [`Error::SeveralGgufFiles`] if it has more than one; those of [`Folder::find`].
+    pub(super) fn only_projector(&self) -> Result<Option<PathBuf>> {
+        let mut files = self.gguf_files()?;
+        files.retain(|file| is_projector(file));
+        files.sort_unstable();
+        match files.as_slice() {
+            [] => Ok(None),
+            [file] => self.find(file),
+            _ => Err(Error::SeveralGgufFiles { model: self.path.display().to_string(), files }),
+        }
+    }
+
+    /// Names of all GGUF files in it.
+    fn gguf_files(&self) -> Result<Vec<String>> {
+        let unreadable = |source| Error::unreadable(&self.path, &source);
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if is_gguf(&path)
+                && path.is_file()
+                && let Some(name) = path.file_name()
+            {
+                files.push(name.to_string_lossy().into_owned());
+            }
+        }
+        Ok(files)
     }
 
     /// A pickle in a folder of this one, which is named with a slash at its end or empty, if no safetensors are there.

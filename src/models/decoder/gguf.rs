@@ -34,11 +34,12 @@ use rope::Sizes;
 use tensors::GgufTensors;
 
 /// The architectures, in the order that errors list them.
-const ARCHITECTURES: [(&str, Architecture); 16] = [
+const ARCHITECTURES: [(&str, Architecture); 17] = [
     ("llama", Architecture::Llama),
     ("mistral3", Architecture::Mistral3),
     ("smollm3", Architecture::SmolLm3),
     ("qwen2", Architecture::Qwen2),
+    ("qwen2vl", Architecture::Qwen2Vl),
     ("qwen2moe", Architecture::Qwen2Moe),
     ("qwen3", Architecture::Qwen3),
     ("qwen3moe", Architecture::Qwen3Moe),
@@ -61,6 +62,8 @@ enum Architecture {
     Mistral3,
     SmolLm3,
     Qwen2,
+    /// The text half of Qwen2-VL and Qwen2.5-VL.
+    Qwen2Vl,
     Qwen2Moe,
     Qwen3,
     Qwen3Moe,
@@ -170,7 +173,7 @@ impl DecoderConfig {
         match architecture {
             Architecture::Llama if metadata.has_experts()? => metadata.mixtral(&mut config)?,
             // Biases are read where a file has them.
-            Architecture::Llama | Architecture::Qwen2 => {}
+            Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen2Vl => {}
             Architecture::Mistral3 => metadata.mistral3(&mut config)?,
             // No file tells the layers without positions.
             Architecture::SmolLm3 => {

@@ -10,16 +10,19 @@ use crate::error::{Error, Result};
 use crate::kernels::packed::RowUse;
 use crate::models::peft::PeftAdapter;
 use crate::models::transformer::{self, Adapter, Bias, Linears, SafeTensors, Tensors};
-use crate::weights::WeightFiles;
+use crate::weights::{TwoFiles, WeightFiles};
 
 impl DecoderConfig {
-    /// Reads the weights from safetensors.
+    /// Reads the weights from safetensors, or from the GGUF file that is in their place.
     pub(crate) fn load(
         &self,
         weights: &WeightFiles,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Decoder> {
+        if let Some((file, arithmetic)) = weights.gguf().map(TwoFiles::text) {
+            return self.load_gguf(file, device, arithmetic, context);
+        }
         let reader = weights.reader("", device, context);
         let all = SafeTensors::new(&reader, "", self.transformer.workload);
         self.load_from(&all.at(self.prefix_in(weights)), &all, device)

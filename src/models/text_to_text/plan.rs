@@ -20,6 +20,7 @@ use crate::limits::GenerationLimits;
 use crate::loader::{self, GenerationSettings, beside};
 use crate::models::continuous_batching;
 use crate::models::generation_config::GenerationConfig;
+use crate::models::gguf_text::{self, GgufText};
 use crate::models::passes::THREAD_SCRATCH;
 #[cfg(feature = "cluster")]
 use crate::models::peft::PeftAdapter;
@@ -106,8 +107,8 @@ impl loader::LoadPlan for TextToTextPlan {
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let device = compute.open()?;
         let named = match &self.kind {
-            Kind::Gguf { tokenizer: None, .. } => Vec::new(),
-            _ => special_names(&self.files, context)?,
+            Kind::Folder { .. } => special_names(&self.files, context)?,
+            Kind::Gguf { tokenizer, .. } => gguf_text::names(tokenizer.as_ref(), &self.files, context)?,
         };
         // A large vocabulary takes about as long as the weights of a small model.
         let (tokens, network) = beside(|| self.tokens(&named), || self.network(&device, context))?;
@@ -169,31 +170,8 @@ impl TextToTextPlan {
         let file = GgufFile::open(path)?.with_parts(part)?;
         let config = NetworkConfig::read_gguf(&file)?;
         config.check_adapters(&files.adapters)?;
-        let tokenizer = TokenizerFiles::whole(&files, context)?;
-        let (mut template, mut special) = generation::read_chat_template(&files, context)?;
-        let mut end_tokens = config.end_tokens().to_vec();
-        // A file may come without a tokenizer where there is one beside it.
-        let own = match (file.tokenizer(), &tokenizer) {
-            (Ok(own), _) => Some(own),
-            (Err(_), Some(_)) => None,
-            (Err(Error::InvalidGguf { file, reason }), None) => {
-                let reason = format!(
-                    "{reason}; take a file that has one, or load a directory that holds this file and the model's \
-                     tokenizer.json"
-                );
-                return Err(Error::InvalidGguf { file, reason });
-            }
-            (Err(error), None) => return Err(error),
-        };
-        if let Some(own) = own {
-            end_tokens.extend(own.ends());
-            if special == SpecialTokens::default() {
-                special = generation::special_tokens_of(&own);
-            }
-            if let (None, Some(source)) = (&template, &own.chat_template) {
-                template = Some(ChatTemplate::new(source, special.clone(), path)?);
-            }
-        }
+        let GgufText { tokenizer, template, special, ends } = GgufText::read(&files, &file, context)?;
+        let end_tokens = config.end_tokens().iter().copied().chain(ends).collect();
         let (kind, config) = (Kind::Gguf { file, tokenizer }, Arc::new(config));
         Ok(Self {
             files,
@@ -231,12 +209,8 @@ impl TextToTextPlan {
         let began = Instant::now();
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
         let tokens = match &self.kind {
-            Kind::Folder { tokenizer } | Kind::Gguf { tokenizer: Some(tokenizer), .. } => {
-                Tokens::read_whole(tokenizer)?
-            }
-            Kind::Gguf { file, tokenizer: None } => {
-                generation::tokens_of(&file.tokenizer()?).map_err(invalid)?
-            }
+            Kind::Folder { tokenizer } => Tokens::read_whole(tokenizer)?,
+            Kind::Gguf { file, tokenizer } => gguf_text::tokens(tokenizer.as_ref(), file)?,
         };
         let split = self.generation.split_special_tokens;
         let tokens = tokens.splitting_special_tokens(split, named).map_err(invalid)?;
@@ -247,8 +221,8 @@ impl TextToTextPlan {
     /// The file that has the tokenizer.
     fn tokenizer_file(&self) -> &Path {
         match &self.kind {
-            Kind::Folder { tokenizer } | Kind::Gguf { tokenizer: Some(tokenizer), .. } => tokenizer.path(),
-            Kind::Gguf { file, tokenizer: None } => file.path(),
+            Kind::Folder { tokenizer } => tokenizer.path(),
+            Kind::Gguf { file, tokenizer } => gguf_text::tokenizer_path(tokenizer.as_ref(), file),
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::asked::Asked;
 use super::language_model::{ImagePlace, LanguageModel};
-use super::{Architecture, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
+use super::{Architecture, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{invalid, unsupported};
@@ -24,7 +24,6 @@ use crate::models::transformer::{
     self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig, is_buffer,
 };
 use crate::preprocessing::{Preprocessing, Processor};
-use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 use crate::weights::WeightFiles;
 use text::TextConfig;
@@ -88,7 +87,7 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         self.preprocessing = Some(preprocessing(files, &self.file, self.vision.image_size, context)?);
         Ok(())
     }
@@ -155,7 +154,7 @@ impl Architecture for Config {
 /// Reads the preprocessing of BLIP and BLIP-2 for towers that take images of `side` pixels a side; `config` is the
 /// file that says so.
 pub(super) fn preprocessing(
-    files: &Files,
+    files: &SmallFiles<'_>,
     config: &Path,
     side: usize,
     context: &LoadContext,

@@ -17,7 +17,9 @@ use super::asked::Asked;
 use super::blip;
 use super::chat::part;
 use super::language_model::{Answer, ImagePlace, LanguageModel};
-use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
+use super::{
+    Architecture, ImageRows, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit,
+};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::kernels::Activation;
@@ -28,7 +30,6 @@ use crate::models::t5::{T5Config, T5Encoder};
 use crate::models::towers::{VisionSettings, VisionTower};
 use crate::models::transformer::{Bias, Norm, Projection, SafeTensors, TransformerConfig, is_buffer};
 use crate::preprocessing::Preprocessing;
-use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 use crate::weights::WeightFiles;
 use qformer::{QFormer, QFormerConfig};
@@ -117,9 +118,9 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         let preprocessing = blip::preprocessing(files, &self.file, self.vision.image_size, context)?;
-        self.rest = Some((preprocessing, GenerationConfig::read(files, context)?));
+        self.rest = Some((preprocessing, files.generation(context)?));
         Ok(())
     }
 

@@ -3,17 +3,20 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use model_actors::{LoadContext, Role};
 use serde_json::{Value, json};
 
+use super::CAPABILITY;
 use super::asked::Asked;
+use super::small_files::SmallFiles;
+use crate::architecture;
 use crate::error::{Error, Result};
-use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
+use crate::generation::{ChatTemplate, SpecialTokens};
 use crate::limits::MAX_PROMPT_BYTES;
+use crate::models::decoder::{self, DecoderConfig};
 use crate::models::generation_config::GenerationConfig;
-use crate::source::Files;
 use crate::tokens::{Mask, Specials, Tokens};
 
 /// The question where the request has none.
@@ -35,12 +38,11 @@ impl Chat {
     ///
     /// # Errors
     /// [`Error::MissingFile`] if there is no template.
-    pub(super) fn read(files: &Files, image: u32, context: &LoadContext) -> Result<Self> {
-        let (template, special) = read_chat_template(files, context)?;
+    pub(super) fn read(files: &SmallFiles<'_>, image: u32, context: &LoadContext) -> Result<Self> {
+        let (template, special) = files.chat_template(context)?;
         let Some(template) = template else { return Err(files.missing("chat_template.json", context)) };
-        let settings = GenerationConfig::read(files, context)?;
-        let file = files.required("config.json", context)?;
-        Ok(Self { template, special, settings, image, file })
+        let settings = files.generation(context)?;
+        Ok(Self { template, special, settings, image, file: files.config(context)? })
     }
 
     /// The tokens that end an answer; `family` are those of the text half.
@@ -199,6 +201,11 @@ pub(super) fn text_config(config: &Value, default: &str) -> Value {
         }
     }
     text
+}
+
+/// The text half of a `config.json`.
+pub(super) fn text_half(file: &Path, config: &Value, default: &str) -> Result<DecoderConfig> {
+    architecture::find(decoder::FAMILIES, CAPABILITY, file, &text_config(config, default))
 }
 
 #[cfg(test)]

@@ -12,22 +12,22 @@ use serde_json::{Value, json};
 
 use super::any_size::Places;
 use super::asked::Asked;
-use super::chat::{Chat, part, text_config};
+use super::chat::{Chat, part, text_half};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
-    Architecture, CAPABILITY, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
+    Architecture, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
     preprocessing_without, preprocessor_config,
 };
-use crate::architecture::{self, Family, parse};
+use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
 use crate::models::config_file::{invalid, unsupported};
-use crate::models::decoder::{self, DecoderConfig};
+use crate::models::decoder::DecoderConfig;
 use crate::models::towers::siglip::VisionConfig;
 use crate::models::towers::{VisionTower, pick};
 use crate::models::transformer::{Norm, NormKind, SafeTensors, Tensors as _};
 use crate::preprocessing::Preprocessing;
-use crate::source::{Files, read_json};
+use crate::source::read_json;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
@@ -35,8 +35,13 @@ use crate::weights::WeightFiles;
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "gemma3",
     architectures: &["Gemma3ForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+    read: |file, config| with_text(file, config, text_half(file, config, "gemma3_text")?),
 };
+
+/// Reads the settings of a model with this text half.
+pub(super) fn with_text(file: &Path, config: &Value, text: DecoderConfig) -> Result<Box<dyn Architecture>> {
+    Ok(Box::new(Config::read(file, config, text)?))
+}
 
 const TOWERS: [&str; 4] = [
     "vision_tower.vision_model.",
@@ -86,7 +91,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(file: &Path, config: &Value) -> Result<Self> {
+    fn read(file: &Path, config: &Value, text: DecoderConfig) -> Result<Self> {
         // The head makes one vector of an image, which is not asked for, whether there is one or not.
         #[derive(Deserialize)]
         #[expect(dead_code, reason = "the setting is only checked")]
@@ -111,8 +116,6 @@ impl Config {
             );
             return Err(invalid(file, reason));
         }
-        let text = text_config(config, "gemma3_text");
-        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text)?;
         let image_tokens = ImageTokens {
             begin: settings.boi_token_index.or(settings.boi_token_id).unwrap_or(255_999),
             row: settings.image_token_index.or(settings.image_token_id).unwrap_or(262_144),
@@ -129,7 +132,7 @@ impl Config {
     }
 
     /// Refuses another number of rows in `processor_config.json`, which writes the placeholders.
-    fn check_processor(&self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn check_processor(&self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         #[derive(Deserialize)]
         struct Processor {
             image_seq_length: Option<usize>,
@@ -147,7 +150,7 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         #[derive(Deserialize)]
         struct PanAndScan {
             do_pan_and_scan: Option<bool>,

@@ -15,22 +15,21 @@ use serde_json::{Value, json};
 
 use super::any_size::Places;
 use super::asked::Asked;
-use super::chat::{Chat, part, text_config};
+use super::chat::{Chat, part, text_half};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
-    Architecture, CAPABILITY, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
+    Architecture, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
 };
-use crate::architecture::{self, Family, parse};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::limits::MAX_IMAGES;
 use crate::models::config_file::{invalid, with_defaults, without_nulls};
-use crate::models::decoder::{self, DecoderConfig};
+use crate::models::decoder::DecoderConfig;
 use crate::models::towers::siglip::VisionConfig;
 use crate::models::towers::{VisionTower, pick};
 use crate::models::transformer::{Bias, Norm, Projection, SafeTensors};
 use crate::preprocessing::Scaling;
-use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 use split::Splits;
@@ -39,15 +38,20 @@ use split::Splits;
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "idefics3",
     architectures: &["Idefics3ForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+    read: |file, config| with_text(file, config, text_half(file, config, "llama")?),
 };
 
 /// SmolVLM's entry in the list.
 pub(super) const SMOLVLM_FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "smolvlm",
     architectures: &["SmolVLMForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+    read: |file, config| with_text(file, config, text_half(file, config, "llama")?),
 };
+
+/// Reads the settings of a model with this text half.
+pub(super) fn with_text(file: &Path, config: &Value, text: DecoderConfig) -> Result<Box<dyn Architecture>> {
+    Ok(Box::new(Config::read(file, config, text)?))
+}
 
 const TOWERS: [&str; 2] = ["model.vision_model.", "vision_model."];
 const CONNECTORS: [&str; 2] = ["model.connector.", "connector."];
@@ -84,7 +88,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(file: &Path, config: &Value) -> Result<Self> {
+    fn read(file: &Path, config: &Value, text: DecoderConfig) -> Result<Self> {
         let settings: Settings = parse(file, &with_defaults(&without_nulls(config), defaults()))?;
         let vision = with_defaults(&without_nulls(part(config, "vision_config")), vision_defaults());
         let vision = VisionConfig::read(file, &vision)?;
@@ -94,7 +98,6 @@ impl Config {
                 format!("scale_factor {scale_factor} does not divide the {grid} patches along a side");
             return Err(invalid(file, reason));
         }
-        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text_config(config, "llama"))?;
         let image_token = settings.image_token_id;
         Ok(Self { file: file.to_owned(), vision, scale_factor, text, image_token, rest: None })
     }
@@ -106,7 +109,7 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         let (file, config) = super::preprocessor_config(files, json!({}), context)?;
         let splits = Splits::read(&file, &config, self.vision.settings.image_size)?;
         let defaults = json!({

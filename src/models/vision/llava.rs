@@ -16,34 +16,35 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
-use super::chat::{Chat, part, text_config};
+use super::chat::{Chat, part, text_half};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
-    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+    Architecture, ImageRows, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit,
     prefix,
 };
-use crate::architecture::{self, Family, parse};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::models::config_file::{activation, invalid, with_defaults};
-use crate::models::decoder::{self, DecoderConfig};
+use crate::models::decoder::DecoderConfig;
 use crate::models::towers::VisionTower;
 use crate::models::transformer::{Bias, Projection, SafeTensors};
 use crate::preprocessing::{Preprocessing, Processor};
-use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 use tiles::{Layout, Tiles, squared};
 use tower::TowerConfig;
 
-pub(super) use pixtral::FAMILY as MISTRAL3_FAMILY;
+pub(super) use pixtral::{FAMILY as MISTRAL3_FAMILY, with_text as pixtral};
 
 /// LLaVA 1.5's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "llava",
     architectures: &["LlavaForConditionalGeneration"],
     read: |file, config| match part(config, "vision_config").get("model_type").and_then(Value::as_str) {
-        Some(pixtral::TOWER) => Ok(Box::new(pixtral::Config::read(file, config)?)),
+        Some(pixtral::TOWER) => {
+            Ok(Box::new(pixtral::Config::read(file, config, text_half(file, config, "llama")?)?))
+        }
         _ => Ok(Box::new(Config::read(file, config, &LLAVA, None)?)),
     },
 };
@@ -201,13 +202,12 @@ impl Config {
                 "vision_feature_select_strategy takes other rows than the patches, of which tiles consist";
             return Err(invalid(file, reason));
         }
-        let text = text_config(config, defaults.text);
         Ok(Self {
             file: file.to_owned(),
             vision,
             layers,
             leading,
-            text: architecture::find(decoder::FAMILIES, CAPABILITY, file, &text)?,
+            text: text_half(file, config, defaults.text)?,
             image_token: settings
                 .image_token_index
                 .or(settings.image_token_id)
@@ -222,7 +222,7 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         let side = self.vision.settings().image_size;
         if let Some(tiles) = &mut self.tiles {
             let (file, config) = super::preprocessor_config(files, json!({}), context)?;

@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 use super::asked::Asked;
 use super::chat::part;
 use super::language_model::{ImagePlace, LanguageModel};
-use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
+use super::{
+    Architecture, ImageRows, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit,
+};
 use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
@@ -30,7 +32,6 @@ use crate::models::transformer::{
     UpNames, check_side,
 };
 use crate::preprocessing::Scaling;
-use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 use crate::weights::WeightFiles;
 use crops::Crops;
@@ -199,7 +200,7 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, _: &Files, _: &LoadContext) -> Result<()> {
+    fn complete(&mut self, _: &SmallFiles<'_>, _: &LoadContext) -> Result<()> {
         Ok(())
     }
 

@@ -1,19 +1,25 @@
 //! A vision model as its small files describe it, before its weights are read.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
+use super::gguf::InFiles;
 use super::request::room;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, WorkerMemory};
+use super::small_files::SmallFiles;
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, WorkerMemory, misfit};
 use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
 use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::models::generation_config::GenerationConfig;
+use crate::models::gguf_text::{self, GgufText};
 use crate::models::passes::{PROMPT_ROWS, THREAD_SCRATCH};
 use crate::source::{Files, read_json};
 use crate::structured::Grammars;
@@ -23,9 +29,17 @@ use crate::weights::WeightFiles;
 pub(crate) struct VisionPlan {
     files: Files,
     architecture: Box<dyn Architecture>,
-    tokenizer: TokenizerFiles,
+    kind: Kind,
     settings: GenerationConfig,
     generation: GenerationSettings,
+}
+
+/// Kinds of files that a model is in.
+enum Kind {
+    /// `config.json`, a tokenizer and safetensors.
+    Folder { tokenizer: TokenizerFiles },
+    /// Two GGUF files, unless a tokenizer is beside them.
+    Gguf { weights: Box<WeightFiles>, tokenizer: Option<TokenizerFiles> },
 }
 
 impl loader::LoadPlan for VisionPlan {
@@ -34,13 +48,12 @@ impl loader::LoadPlan for VisionPlan {
     const CONTINUOUS: bool = true;
 
     fn read(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
-        let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let mut architecture =
-            architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
-        architecture.complete(&files, context)?;
-        let tokenizer = TokenizerFiles::find(&files, "", context)?;
-        let settings = GenerationConfig::read(&files, context)?;
-        Ok(Self { files, architecture, tokenizer, settings, generation })
+        match files.gguf(context)? {
+            Some(path) if is_whole(&files, &path, context)? => {
+                Self::read_gguf(files, &path, generation, context)
+            }
+            _ => Self::read_folder(files, generation, context),
+        }
     }
 
     fn files(&self) -> &Files {
@@ -48,7 +61,12 @@ impl loader::LoadPlan for VisionPlan {
     }
 
     fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
-        Ok(self.footprint_of(compute, &self.weights(context)?))
+        match &self.kind {
+            Kind::Folder { .. } => {
+                Ok(self.footprint_of(compute, &WeightFiles::open(&self.files, "", context)?))
+            }
+            Kind::Gguf { weights, .. } => Ok(self.footprint_of(compute, weights)),
+        }
     }
 
     #[cfg(feature = "cluster")]
@@ -57,15 +75,32 @@ impl loader::LoadPlan for VisionPlan {
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
-        let weights = self.weights(context)?;
+        let opened;
+        let weights: &WeightFiles = match &self.kind {
+            Kind::Folder { .. } => {
+                opened = WeightFiles::open(&self.files, "", context)?;
+                &opened
+            }
+            Kind::Gguf { weights, .. } => weights,
+        };
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
-        let tokens = Tokens::read_whole(&self.tokenizer)?.with_rows(self.architecture.vocabulary());
-        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.path().to_owned(), reason };
-        let named = special_names(&self.files, context)?;
+        let (tokens, path, named) = match &self.kind {
+            Kind::Folder { tokenizer } => {
+                (Tokens::read_whole(tokenizer)?, tokenizer.path(), special_names(&self.files, context)?)
+            }
+            Kind::Gguf { weights, tokenizer } => {
+                let (file, _) = weights.gguf().ok_or_else(misfit)?.text();
+                let (beside, path) =
+                    (tokenizer.as_ref(), gguf_text::tokenizer_path(tokenizer.as_ref(), file));
+                (gguf_text::tokens(beside, file)?, path, gguf_text::names(beside, &self.files, context)?)
+            }
+        };
+        let tokens = tokens.with_rows(self.architecture.vocabulary());
+        let invalid = |reason| Error::InvalidTokenizer { file: path.to_owned(), reason };
         let split = self.generation.split_special_tokens;
         let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
-        let network = self.architecture.load(&tokens, &weights, &device, context)?;
+        let network = self.architecture.load(&tokens, weights, &device, context)?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         let grammars = Grammars::new(&tokens, network.ends(), self.architecture.vocabulary());
         Ok(LoadedModel {
@@ -78,14 +113,40 @@ impl loader::LoadPlan for VisionPlan {
             settings: self.settings.clone(),
             steps: 0.into(),
             compute: compute.clone(),
-            footprint: compute.counted(self.footprint_of(compute, &weights)),
+            footprint: compute.counted(self.footprint_of(compute, weights)),
         })
     }
 }
 
 impl VisionPlan {
-    fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
-        WeightFiles::open(&self.files, "", context)
+    fn read_folder(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
+        let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
+        let mut architecture =
+            architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
+        architecture.complete(&SmallFiles::Folder(&files), context)?;
+        let kind = Kind::Folder { tokenizer: TokenizerFiles::find(&files, "", context)? };
+        let settings = GenerationConfig::read(&files, context)?;
+        Ok(Self { files, architecture, kind, settings, generation })
+    }
+
+    fn read_gguf(
+        files: Files,
+        path: &Path,
+        generation: GenerationSettings,
+        context: &LoadContext,
+    ) -> Result<Self> {
+        let tower = GgufFile::open(&files.projector(path, context)?)?;
+        let file = GgufFile::open(path)?.with_parts(|name| files.gguf_part(path, name, context))?;
+        let text = GgufText::read(&files, &file, context)?;
+        let arithmetic = match generation.exact_products {
+            true => Arithmetic::Exact,
+            false => Arithmetic::EightBit,
+        };
+        let InFiles { mut architecture, weights, small } =
+            InFiles::read((file, arithmetic), tower, &text, files.unread)?;
+        architecture.complete(&SmallFiles::Gguf(&files, small), context)?;
+        let kind = Kind::Gguf { weights: Box::new(weights), tokenizer: text.tokenizer };
+        Ok(Self { files, architecture, kind, settings: GenerationConfig::default(), generation })
     }
 
     fn footprint_of(&self, compute: &Compute, weights: &WeightFiles) -> Footprint {
@@ -109,4 +170,11 @@ impl VisionPlan {
             self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
         )
     }
+}
+
+/// True if a model's GGUF files are meant: without a `config.json`, or where the vision tower is one of them.
+fn is_whole(files: &Files, path: &Path, context: &LoadContext) -> Result<bool> {
+    Ok(files.is_gguf()
+        || files.optional("config.json", context)?.is_none()
+        || files.projector(path, context).is_ok())
 }

@@ -23,8 +23,8 @@ use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{Answer, ImagePlace, LanguageModel};
 use super::{
-    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
-    prefix,
+    Architecture, CAPABILITY, ImageRows, Network, Prompt, SmallFiles, StepwiseTower, Unfinished,
+    WorkerMemory, misfit, prefix,
 };
 use crate::architecture;
 use crate::error::{Error, Result};
@@ -35,11 +35,10 @@ use crate::models::decoder::{self, DecoderConfig, DecoderNames};
 use crate::models::towers::pick;
 use crate::models::transformer::{SafeTensors, Workload};
 use crate::preprocessing::Scaling;
-use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
-pub(super) use qwen2::FAMILY as QWEN2;
-pub(super) use qwen2_5::FAMILY as QWEN2_5;
+pub(super) use qwen2::{FAMILY as QWEN2, with_text as qwen2};
+pub(super) use qwen2_5::{FAMILY as QWEN2_5, with_text as qwen2_5};
 pub(super) use qwen3::{FAMILY as QWEN3, MOE_FAMILY as QWEN3_MOE};
 use resize::SmartResize;
 use tower::{Tower, TowerConfig};
@@ -78,7 +77,10 @@ impl Config {
     fn new(file: &Path, config: &Value, tower: TowerConfig, text: &TextHalf) -> Result<Self> {
         let names = text.names;
         let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text.settings(config))?;
-        let text = DecoderConfig { names: names.unwrap_or(text.names), ..text };
+        Self::with_text(file, config, tower, DecoderConfig { names: names.unwrap_or(text.names), ..text })
+    }
+
+    fn with_text(file: &Path, config: &Value, tower: TowerConfig, text: DecoderConfig) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
         if tower.out_hidden_size != text.width() {
             let (out, width) = (tower.out_hidden_size, text.width());
@@ -133,7 +135,7 @@ impl TextHalf {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         let (file, config) = super::preprocessor_config(files, json!({}), context)?;
         let resize = SmartResize::read(&file, &config, self.tower.patch_size, self.tower.spatial_merge_size)?;
         let left_out =

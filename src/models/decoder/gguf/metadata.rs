@@ -157,7 +157,7 @@ impl Metadata<'_> {
 }
 
 /// A whole number that is not negative; a truth counts as 0 or 1.
-fn number(value: &Value) -> Option<usize> {
+pub(super) fn number(value: &Value) -> Option<usize> {
     match value {
         Value::Unsigned(number) => usize::try_from(*number).ok(),
         Value::Signed(number) => usize::try_from(*number).ok(),

@@ -4,7 +4,7 @@
 
 use model_actors::LoadContext;
 
-use super::metadata::Metadata;
+use super::metadata::{Metadata, number};
 use crate::error::Result;
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{Rope, RopeParameters, RopeShape};
@@ -77,6 +77,7 @@ impl Metadata<'_> {
         let parameters = RopeParameters {
             rope_theta: Some(self.float("rope.freq_base").unwrap_or(10_000.0)),
             factor: Some(factor),
+            mrope_section: self.sections()?,
             ..RopeParameters::default()
         };
         let parameters = match kind {
@@ -101,6 +102,17 @@ impl Metadata<'_> {
             rope.frequencies.attention_factor = gain as f32;
         }
         Ok(rope)
+    }
+
+    /// Numbers of pairs that each coordinate of a position rotates, of the one architecture whose positions have several.
+    fn sections(&self) -> Result<Option<Vec<usize>>> {
+        if self.name != "qwen2vl" {
+            return Ok(None);
+        }
+        let name = self.key("rope.dimension_sections");
+        let sections = self.file.header().list(&name).filter(|list| (3..=4).contains(&list.len()));
+        let sections: Option<Vec<usize>> = sections.and_then(|list| list.iter().map(number).collect());
+        sections.map(Some).ok_or_else(|| self.file.invalid(format!("it has no numbers {name}")))
     }
 
     fn of_kind(&self, parameters: RopeParameters, sizes: Sizes) -> Result<Rope> {

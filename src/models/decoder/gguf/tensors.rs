@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::{Arithmetic, PackedLinear, QuantizedRows, RowUse};
 use crate::models::transformer::{Bias, Linears, MatrixOrder, Projection, RowOrder, Tensors};
+use crate::weights::in_order;
 
 /// The tensors of a GGUF file.
 pub(super) struct GgufTensors<'a> {
@@ -133,30 +134,4 @@ impl Tensors for GgufTensors<'_> {
 fn in_memory(rows: QuantizedRows, order: RowOrder) -> QuantizedRows {
     let row = rows.bytes.len() / rows.out_dim.max(1);
     QuantizedRows { bytes: order.apply(rows.bytes, row), ..rows }
-}
-
-/// Rows, each of as many values, from llama.cpp's order to that of safetensors files: in each head first the
-/// first numbers of all pairs, then the second.
-fn in_order<T: Copy>(values: &[T], rows: usize, head_size: usize) -> Vec<T> {
-    let row = values.len() / rows.max(1);
-    let mut out = Vec::with_capacity(values.len());
-    for head in values.chunks(row * head_size.max(1)) {
-        for half in 0..2 {
-            let rows = head.chunks(row.max(1)).skip(half).step_by(2);
-            rows.for_each(|row| out.extend_from_slice(row));
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_a_head_come_in_the_order_of_halves() {
-        let values = [[0, 0], [2, 2], [1, 1], [3, 3], [4, 4], [6, 6], [5, 5], [7, 7]].concat();
-        let ordered: Vec<i32> = (0..8).flat_map(|value| [value, value]).collect();
-        assert_eq!(in_order(&values, 8, 4), ordered);
-    }
 }

@@ -16,23 +16,23 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{FeatureLayers, PROJECTORS, Projector, Strategy};
-use crate::architecture::{self, Family, parse};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear};
 use crate::limits::MAX_IMAGES;
 use crate::models::config_file::{activation, invalid, unsupported, with_defaults, without_nulls};
-use crate::models::decoder::{self, DecoderConfig};
+use crate::models::decoder::DecoderConfig;
 use crate::models::transformer::{Bias, Norm, NormKind, SafeTensors, Tensors as _};
 use crate::models::vision::any_size::{MAX_MERGED, next_rows};
 use crate::models::vision::asked::Asked;
-use crate::models::vision::chat::{Chat, part, text_config};
+use crate::models::vision::chat::{Chat, part, text_half};
 use crate::models::vision::language_model::{ImagePlace, LanguageModel};
 use crate::models::vision::{
-    Architecture, CAPABILITY, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
+    Architecture, Network, Prompt, SmallFiles, StepwiseTower, Unfinished, WorkerMemory, misfit, prefix,
     preprocessing_without, preprocessor_config,
 };
 use crate::preprocessing::Scaling;
-use crate::source::{Files, read_json};
+use crate::source::read_json;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 use frame::Frame;
@@ -42,8 +42,23 @@ use tower::{Tower, TowerConfig};
 pub(in super::super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "mistral3",
     architectures: &["Mistral3ForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read_merging(file, config)?)),
+    read: |file, config| {
+        let text = text_half(file, config, "mistral")?;
+        Ok(Box::new(Config::read_merging(file, config, text)?))
+    },
 };
+
+/// Reads the settings of a model with this text half, which merges patches if it says how many.
+pub(in super::super) fn with_text(
+    file: &Path,
+    config: &Value,
+    text: DecoderConfig,
+) -> Result<Box<dyn Architecture>> {
+    Ok(Box::new(match part(config, "spatial_merge_size") {
+        Value::Null => Config::read(file, config, text)?,
+        _ => Config::read_merging(file, config, text)?,
+    }))
+}
 
 /// The model type of the tower in `vision_config`.
 pub(super) const TOWER: &str = "pixtral";
@@ -83,15 +98,13 @@ struct Settings {
 
 /// Values of settings that a file leaves out.
 struct Defaults {
-    /// Model type of the text half.
-    text: &'static str,
     image_token: u32,
     feature_layer: i64,
     bias: bool,
 }
 
-const LLAVA: Defaults = Defaults { text: "llama", image_token: 32000, feature_layer: -2, bias: true };
-const MISTRAL3: Defaults = Defaults { text: "mistral", image_token: 10, feature_layer: -1, bias: false };
+const LLAVA: Defaults = Defaults { image_token: 32000, feature_layer: -2, bias: true };
+const MISTRAL3: Defaults = Defaults { image_token: 10, feature_layer: -1, bias: false };
 
 /// The words of an image, and the sizes of patches, in `processor_config.json`.
 #[derive(Clone, Deserialize)]
@@ -109,7 +122,7 @@ fn processor_defaults() -> Value {
 
 impl Config {
     /// Reads the `config.json` of a LLaVA with this tower.
-    pub(super) fn read(file: &Path, config: &Value) -> Result<Self> {
+    pub(super) fn read(file: &Path, config: &Value, text: DecoderConfig) -> Result<Self> {
         #[derive(Deserialize)]
         struct Own {
             vision_feature_select_strategy: Option<Strategy>,
@@ -120,11 +133,11 @@ impl Config {
                 "vision_feature_select_strategy is not full, and the first row of this tower is a patch";
             return Err(invalid(file, reason));
         }
-        Self::of(file, config, &LLAVA, TowerConfig::read(file, part(config, "vision_config"))?, None)
+        Self::of(file, config, (&LLAVA, text), TowerConfig::read(file, part(config, "vision_config"))?, None)
     }
 
     /// Reads a `config.json` of Mistral Small 3.1.
-    fn read_merging(file: &Path, config: &Value) -> Result<Self> {
+    fn read_merging(file: &Path, config: &Value, text: DecoderConfig) -> Result<Self> {
         #[derive(Deserialize)]
         struct Own {
             spatial_merge_size: Option<usize>,
@@ -142,13 +155,13 @@ impl Config {
         }
         // The one of a file without any settings of the tower.
         let vision = if vision.is_null() { json!({"patch_size": 14}) } else { vision.clone() };
-        Self::of(file, config, &MISTRAL3, TowerConfig::read(file, &vision)?, Some(merge))
+        Self::of(file, config, (&MISTRAL3, text), TowerConfig::read(file, &vision)?, Some(merge))
     }
 
     fn of(
         file: &Path,
         config: &Value,
-        defaults: &Defaults,
+        (defaults, text): (&Defaults, DecoderConfig),
         mut vision: TowerConfig,
         merge: Option<usize>,
     ) -> Result<Self> {
@@ -161,14 +174,13 @@ impl Config {
         };
         // Blocks after the one that is taken are not loaded.
         vision.transformer.layers.truncate(*taken);
-        let text = text_config(config, defaults.text);
         let image_token = settings.image_token_index.or(settings.image_token_id);
         let activation_name = settings.projector_hidden_act.as_deref().unwrap_or("gelu");
         Ok(Self {
             file: file.to_owned(),
             vision,
             merge,
-            text: architecture::find(decoder::FAMILIES, CAPABILITY, file, &text)?,
+            text,
             image_token: image_token.unwrap_or(defaults.image_token),
             bias: settings.multimodal_projector_bias.unwrap_or(defaults.bias).into(),
             activation: activation(file, "projector_hidden_act", activation_name)?,
@@ -182,7 +194,7 @@ impl Config {
     }
 
     /// The words of `processor_config.json`, whose patches are those of the tower.
-    fn words(&self, files: &Files, context: &LoadContext) -> Result<ProcessorWords> {
+    fn words(&self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<ProcessorWords> {
         let file = files.optional("processor_config.json", context)?;
         let config = match &file {
             Some(file) => without_nulls(&read_json(file)?),
@@ -203,7 +215,7 @@ impl Config {
 }
 
 impl Architecture for Config {
-    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+    fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
         let (file, config) = preprocessor_config(files, json!({}), context)?;
         let frame = Frame::read(&file, &config, self.vision.patch_size.saturating_mul(self.merged()))?;
         let defaults = json!({"do_resize": false, "do_center_crop": false});

@@ -13,6 +13,7 @@ use super::{Config, qwen2_5};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{activation, with_defaults, without_nulls};
+use crate::models::decoder::DecoderConfig;
 use crate::models::transformer::{Bias, Names, QkvNames, Sizes, UpNames};
 
 /// The family's entry in the list.
@@ -24,6 +25,16 @@ pub(in super::super) const FAMILY: Family<Box<dyn Architecture>> = Family {
         Ok(Box::new(Config::new(file, config, tower, &qwen2_5::TEXT)?))
     },
 };
+
+/// Reads the settings of a model with this text half.
+pub(in super::super) fn with_text(
+    file: &Path,
+    config: &Value,
+    text: DecoderConfig,
+) -> Result<Box<dyn Architecture>> {
+    let tower = tower(file, part(config, "vision_config"))?;
+    Ok(Box::new(Config::with_text(file, config, tower, text)?))
+}
 
 const NAMES: TowerNames = TowerNames {
     blocks: Names {

@@ -13,6 +13,7 @@ use super::{Config, TextHalf};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{activation, with_defaults, without_nulls};
+use crate::models::decoder::DecoderConfig;
 use crate::models::transformer::{Bias, Names, NormKind, QkvNames, Sizes, UpNames};
 
 /// The family's entry in the list.
@@ -38,6 +39,16 @@ pub(super) const TEXT: TextHalf = TextHalf {
     fixed: &[],
     names: None,
 };
+
+/// Reads the settings of a model with this text half.
+pub(in super::super) fn with_text(
+    file: &Path,
+    config: &Value,
+    text: DecoderConfig,
+) -> Result<Box<dyn Architecture>> {
+    let tower = tower(file, part(config, "vision_config"))?;
+    Ok(Box::new(Config::with_text(file, config, tower, text)?))
+}
 
 const NAMES: TowerNames = TowerNames {
     blocks: Names {
