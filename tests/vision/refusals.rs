@@ -190,7 +190,6 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
         ("pixtral", "processor_config.json", "image_token", "[IMG_END]".into()),
         ("mistral3", "processor_config.json", "spatial_merge_size", serde_json::json!(4)),
         ("gemma3", "processor_config.json", "image_seq_length", serde_json::json!(64)),
-        ("gemma3", "preprocessor_config.json", "do_pan_and_scan", true.into()),
     ] {
         let named =
             value.as_str().map_or(setting, |value| if setting == "image_token" { "written" } else { value });
@@ -285,4 +284,20 @@ fn an_unsupported_architecture_is_named_with_what_is_supported() {
     assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
     let message = error.to_string();
     assert!(message.contains("kosmos-2") && message.contains("blip"), "{message}");
+}
+
+/// Of transformers' Gemma3Processor, whose own settings go before those of the file.
+#[test]
+fn a_long_picture_is_not_cut_up_whatever_the_file_says() {
+    let case = cases("gemma3").into_iter().find(|case| case.image == "wide.png").unwrap();
+    let cutting = load_changed("gemma3", "preprocessor_config.json", |config| {
+        config["do_pan_and_scan"] = true.into();
+        config["pan_and_scan_min_crop_size"] = 16.into();
+        config["pan_and_scan_max_num_crops"] = 4.into();
+        config["pan_and_scan_min_ratio_to_activate"] = 1.2.into();
+    });
+    let plain = VisionModel::load(Source::directory(fixture("gemma3"))).unwrap();
+    let [cutting, plain] = [cutting.unwrap(), plain].map(|model| model.examine(&request(&case)).unwrap());
+    assert_eq!(cutting, plain);
+    assert_eq!(cutting.prompt, case.prompt);
 }

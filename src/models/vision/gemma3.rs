@@ -50,7 +50,8 @@ const TOWERS: [&str; 4] = [
     "vision_tower.",
 ];
 const PROJECTORS: [&str; 2] = ["multi_modal_projector.", "model.multi_modal_projector."];
-/// Settings of pictures that are cut up.
+/// Settings of pictures that are cut up. The reference's processor puts its own in their place at each call, and cuts none up
+/// unless the call asks for it.
 const PAN_AND_SCAN: [&str; 4] = [
     "do_pan_and_scan",
     "pan_and_scan_min_crop_size",
@@ -151,14 +152,7 @@ impl Config {
 
 impl Architecture for Config {
     fn complete(&mut self, files: &SmallFiles<'_>, context: &LoadContext) -> Result<()> {
-        #[derive(Deserialize)]
-        struct PanAndScan {
-            do_pan_and_scan: Option<bool>,
-        }
-        let (file, config) = preprocessor_config(files, json!({}), context)?;
-        if parse::<PanAndScan>(&file, &config)?.do_pan_and_scan == Some(true) {
-            return Err(unsupported(&file, "do_pan_and_scan", "true", "false"));
-        }
+        let (file, _) = preprocessor_config(files, json!({}), context)?;
         self.check_processor(files, context)?;
         let defaults = json!({
             "do_center_crop": false, "size": {"height": 224, "width": 224}, "resample": 2,
