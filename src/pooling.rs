@@ -29,6 +29,11 @@ impl Module {
         self.kind.rsplit('.').next().unwrap_or(&self.kind)
     }
 
+    /// True for a class of the repository's own code.
+    fn is_own(&self) -> bool {
+        !self.kind.starts_with("sentence_transformers.")
+    }
+
     /// Its folder, with a slash at the end, or nothing for the model's own.
     fn folder(&self) -> String {
         match self.path.trim_end_matches('/') {
@@ -63,7 +68,7 @@ enum PoolingModes {
 /// Ways to make one vector of token vectors. A new one needs a variant, a row of [`Pooling::MODES`] and an arm of
 /// [`Pooling::append`]; where older files turn it on by a boolean, also a field of [`PoolingConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pooling {
+pub(crate) enum Pooling {
     FirstToken,
     Max,
     Mean,
@@ -146,6 +151,8 @@ pub(crate) struct Modules {
     rest: Vec<Module>,
     /// The pooling of a model whose modules name none.
     unnamed: Pooling,
+    /// The transformer is of the repository's own code.
+    is_own: bool,
 }
 
 /// Settings of a bare transformer by which its pooling is chosen.
@@ -187,12 +194,13 @@ impl Modules {
                     supported,
                 ));
             }
-            return Ok(Self { transformer: String::new(), is_static: false, rest: Vec::new(), unnamed });
+            let (transformer, rest) = (String::new(), Vec::new());
+            return Ok(Self { transformer, is_static: false, rest, unnamed, is_own: false });
         };
         let mut modules = modules.into_iter();
-        let (transformer, is_static) = match modules.next() {
-            Some(first) if first.class() == "Transformer" => (first.folder(), false),
-            Some(first) if first.class() == "StaticEmbedding" => (first.folder(), true),
+        let (transformer, is_static, is_own) = match modules.next() {
+            Some(first) if first.class() == "Transformer" => (first.folder(), false, first.is_own()),
+            Some(first) if first.class() == "StaticEmbedding" => (first.folder(), true, false),
             first => {
                 let found = first.map_or("nothing".to_owned(), |module| module.kind);
                 return Err(unsupported(MODULES, "the first module", found, "Transformer, StaticEmbedding"));
@@ -200,7 +208,16 @@ impl Modules {
         };
         // A text of a static embedding has one row, which is its vector.
         let unnamed = if is_static { Pooling::FirstToken } else { Pooling::Mean };
-        Ok(Self { transformer, is_static, rest: modules.collect(), unnamed })
+        Ok(Self { transformer, is_static, rest: modules.collect(), unnamed, is_own })
+    }
+
+    /// The same of a family whose own code pools in this way and normalises, where it is the only module.
+    pub(crate) fn pooled_by_own_code(mut self, pooling: Pooling) -> Self {
+        if self.is_own && self.rest.is_empty() {
+            self.unnamed = pooling;
+            self.rest.push(Module { path: String::new(), kind: "Normalize".to_owned() });
+        }
+        self
     }
 
     /// Reads what follows a transformer of this width. `longest` and `width` of every layer are checked.

@@ -210,6 +210,7 @@ fn every_setting_changes_the_vectors() {
             json!(["separation", "retrieval.passage", "retrieval.query"]),
         ),
         ("jina_v5", "task_names", json!(["text-matching", "retrieval"])),
+        ("jina_v5_nano", "rope_theta", json!(10000)),
         ("jina_bert", "num_attention_heads", json!(9)),
         ("jina_bert", "feed_forward_type", json!("reglu")),
         ("nomic_bert", "rotary_emb_base", json!(990)),

@@ -263,6 +263,11 @@ const OF_TYPES: &[OfTypes] = &[
     ),
     // An older name of a setting of its classifiers. What a token sees is everything, whatever the file says.
     (&["eurobert"], &[("clf_pooling", "*"), ("is_causal", "*")]),
+    // Words for tokens, which the tokenizer has.
+    (
+        &["eurobert", "jina_embeddings_v5"],
+        &[("bos_token", "*"), ("eos_token", "*"), ("pad_token", "*"), ("mask_token", "*")],
+    ),
     // Of training.
     (&["phimoe"], &[("input_jitter_noise", "*")]),
     // Second names of settings, which the reference implementation does not read.

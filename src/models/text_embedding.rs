@@ -48,7 +48,7 @@ use crate::models::answers::Watch;
 use crate::models::peft::PeftAdapter;
 use crate::models::text_runs;
 use crate::models::token_batch::TokenBatch;
-use crate::pooling::Head;
+use crate::pooling::{Head, Pooling};
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use bge_m3::TokenOutputs;
@@ -105,6 +105,10 @@ pub(super) trait Architecture: Send + Sync {
     }
     /// The task whose adapter is on unless another is asked for.
     fn default_task(&self) -> Option<usize> {
+        None
+    }
+    /// Pooling of the repository's own code, which normalises too, where `modules.json` has nothing but that code.
+    fn own_pooling(&self) -> Option<Pooling> {
         None
     }
     /// True if texts are taken without special tokens around them, and may have no token at all.

@@ -11,7 +11,7 @@ Where the reference comes from:
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
   the end token and the pooling are added here.
-- jina_v3_adapters, jina_v5: the same, with the sums of weights and adapters in place of the weights.
+- jina_v3_adapters, jina_v5, jina_v5_nano: the same, with the sums of weights and adapters in place of the weights.
 - jina_bert, nomic_moe: written down here from the published architecture, since transformers has no such model.
 - nv_embed: transformers' own Mistral with `is_causal` off; the latent attention is written down here.
 
@@ -656,15 +656,41 @@ def jina_v3_adapters(root: Path) -> None:
 def jina_v5(root: Path) -> None:
     """As Jina Embeddings v5 text small is published: Qwen3 with adapters as PEFT writes them, of which one is always on. The
     reference has the sums in place of the weights."""
-    folder = Folder(root, "jina_v5")
     config = transformers.Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, num_key_value_heads=2,
         head_dim=8, intermediate_size=MIDDLE, max_position_embeddings=128, bos_token_id=0, eos_token_id=0,
         rope_parameters={"rope_type": "default", "rope_theta": 3500000.0},
     )
-    randomize(transformers.Qwen3Model(config), 45).save_pretrained(folder.path)
+    of_jina_v5(Folder(root, "jina_v5"), transformers.Qwen3Model(config), 45)
+
+
+def jina_v5_nano(root: Path) -> None:
+    """As Jina Embeddings v5 text nano is published: EuroBERT in place of Qwen3, and a module of the repository's own code that
+    pools by the last token and normalises."""
+    folder = Folder(root, "jina_v5_nano")
+    config = transformers.EuroBertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=MIDDLE,
+        max_position_embeddings=128, pad_token_id=0, bos_token_id=0, eos_token_id=0, mask_token_id=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    )
+    of_jina_v5(folder, transformers.EuroBertModel(config), 51)
+    written = json.loads((folder.path / "config.json").read_text())
+    for name in ["rope_parameters", "head_dim", "dtype", "classifier_pooling", "use_cache", "mlp_bias"]:
+        written.pop(name, None)
+    folder.json("config.json", {
+        **written, "rope_theta": 1000000, "rope_scaling": None, "is_decoder": False, "torch_dtype": "float32",
+        "bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>",
+        "mask_token": "<|mask|>", "hidden_dropout": 0.0,
+    })
+    folder.json("modules.json", [
+        {"idx": 0, "name": "transformer", "path": "", "type": "custom_st.Transformer", "kwargs": ["task", "truncate_dim"]}])
+    shutil.rmtree(folder.path / "1_Pooling")
+
+
+def of_jina_v5(folder: Folder, model: nn.Module, seed: int) -> None:
+    randomize(model, seed).save_pretrained(folder.path)
     base = {name: tensor.half().float() for name, tensor in load_file(folder.path / "model.safetensors").items()}
-    generator = torch.Generator().manual_seed(46)
+    generator = torch.Generator().manual_seed(seed + 1)
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     # The second has fewer layers, and another scale.
     tasks = {"retrieval": (layers, 4, False), "text-matching": (["q_proj", "v_proj", "down_proj"], 2, True)}
@@ -1275,7 +1301,7 @@ def nv_embed(root: Path) -> None:
 FAMILIES = [
     bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, bge_m3_outputs, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
-    qwen2_windows, nomic_bert_native, eurobert, jina_v3, jina_v3_adapters, jina_v5, nomic_moe,
+    qwen2_windows, nomic_bert_native, eurobert, jina_v3, jina_v3_adapters, jina_v5, jina_v5_nano, nomic_moe,
 ]
 
 

@@ -17,7 +17,8 @@ pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     read: |file, config| Ok(Box::new(read(file, config)?)),
 };
 
-fn read(file: &Path, config: &Value) -> Result<Embedder> {
+/// Reads a `config.json`.
+pub(super) fn read(file: &Path, config: &Value) -> Result<Embedder> {
     let mut config = with_defaults(config, defaults());
     // Read as the decoder that it is, but for what its tokens see.
     if let Some(settings) = config.as_object_mut() {

@@ -1,6 +1,6 @@
-//! Jina Embeddings v5 text small (Jina AI, 2026): Qwen3, of which the last token's vector is taken, with an adapter for each
-//! task in a folder of its own, as PEFT writes them. One of them is always on: a named prompt turns on that of its name,
-//! and without one it is that of the first task.
+//! Jina Embeddings v5 text small and nano (Jina AI, 2026): Qwen3 or EuroBERT, of which the last token's vector is taken, with
+//! an adapter for each task in a folder of its own, as PEFT writes them. One of them is always on: a named prompt turns on
+//! that of its name, and without one it is that of the first task.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 
 use super::adapters::{Adapters, MAX_TASKS, OfTask, Shared, encode_by_task};
 use super::decoding::{AttentionDirection, Embedder};
-use super::{Architecture, Encoder, Task, TokenBatch, Watch};
+use super::{Architecture, Encoder, Task, TokenBatch, Watch, eurobert};
 use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::models::config_file::invalid;
 use crate::models::decoder::{Decoder, DecoderNames};
 use crate::models::peft::PeftAdapter;
 use crate::models::transformer::{self, LowRankMatrices as _, SafeTensors, Transformer};
+use crate::pooling::Pooling;
 use crate::weights::WeightFiles;
 
 /// The family's entry in the list.
@@ -43,11 +44,19 @@ fn read(file: &Path, config: &Value) -> Result<AdaptedDecoder> {
     if !(1..=MAX_TASKS).contains(&task_names.len()) || !task_names.iter().all(is_name) {
         return Err(invalid(file, format!("task_names cannot be {task_names:?}")));
     }
-    let mut config = config.clone();
-    if let Some(settings) = config.as_object_mut() {
-        settings.insert("model_type".to_owned(), json!("qwen3"));
-    }
-    let decoder = Embedder::read(file, &config, AttentionDirection::Causal)?;
+    // Nano says that it is no decoder; the configuration of Qwen3, which may say so too, has a size of heads.
+    let is_encoder =
+        config.get("is_decoder") == Some(&Value::Bool(false)) && config.get("head_dim").is_none();
+    let decoder = match is_encoder {
+        true => eurobert::read(file, config)?,
+        false => {
+            let mut config = config.clone();
+            if let Some(settings) = config.as_object_mut() {
+                settings.insert("model_type".to_owned(), json!("qwen3"));
+            }
+            Embedder::read(file, &config, AttentionDirection::Causal)?
+        }
+    };
     let task = |name: String| Task { folder: Some(format!("adapters/{name}/")), name, instruction: None };
     Ok(AdaptedDecoder { decoder, tasks: task_names.into_iter().map(task).collect() })
 }
@@ -77,6 +86,10 @@ impl Architecture for AdaptedDecoder {
 
     fn default_task(&self) -> Option<usize> {
         Some(0)
+    }
+
+    fn own_pooling(&self) -> Option<Pooling> {
+        Some(Pooling::LastToken)
     }
 
     fn uses(&self, tensor: &str) -> bool {

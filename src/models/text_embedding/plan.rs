@@ -221,6 +221,10 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
         let (architecture, shared, family) = read_architecture(&files, &modules, context)?;
+        let modules = match architecture.own_pooling() {
+            Some(pooling) => modules.pooled_by_own_code(pooling),
+            None => modules,
+        };
         let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } = shared;
         let sentence = SentenceConfig::read(&files, &folder, &SENTENCE_NOT_READ, context)?;
         let names: TokenizerConfig =
