@@ -12,8 +12,8 @@ use model_actors::{Bytes, LoadContext};
 
 use crate::error::{Error, Result};
 use crate::kernels::ggml::GgmlType;
+use crate::notes::Notes;
 use crate::source::{self, GgufPart, Unread};
-use crate::weights::Notes;
 pub(crate) use header::{Header, Value, read_header};
 pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 

@@ -3,9 +3,9 @@
 
 mod names;
 mod gguf_part;
-mod gguf_files;
 mod placeholder;
 mod folder;
+mod gguf_files;
 mod python_numbers;
 mod json;
 mod taken;

@@ -2,9 +2,8 @@
 //! byte of it is in memory, then one tensor after another in small pieces, so that memory holds little more than the
 //! weights themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the families.
 
-mod notes;
-mod quantised;
 mod numbers;
+mod quantised;
 mod strided;
 mod parts;
 mod renamed;
@@ -23,9 +22,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 use crate::limits::{MAX_HEADER_BYTES, MAX_TENSORS};
+use crate::notes::Notes;
 use crate::pickle::{self, StoredTensor};
 use crate::source::{self, Files, Unread};
-pub(crate) use notes::Notes;
 use numbers::{Numbers, append_numbers};
 use quantised::SCALES;
 pub(crate) use renamed::{Renamed, TwoFiles, Way, in_order};

@@ -5,6 +5,7 @@
 //! decoder (`language_model`).
 
 mod asked;
+mod small_files;
 mod chat;
 mod language_model;
 mod any_size;
@@ -16,7 +17,6 @@ mod llava;
 mod moondream;
 mod qwen_vl;
 mod request;
-mod small_files;
 mod gguf;
 mod plan;
 mod model;
