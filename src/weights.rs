@@ -2,8 +2,9 @@
 //! byte of it is in memory, then one tensor after another in small pieces, so that memory holds little more than the
 //! weights themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the families.
 
-mod numbers;
 mod quantised;
+mod numbers;
+mod scales;
 mod strided;
 mod parts;
 mod renamed;

@@ -9,8 +9,6 @@ use model_actors::LoadContext;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::numbers::{Numbers, append_numbers};
-use super::{Entry, WeightReader};
 use crate::error::{Error, Result};
 use crate::source::Files;
 
@@ -194,30 +192,6 @@ pub(super) fn scale(
         }
     }
     Some(())
-}
-
-impl WeightReader<'_> {
-    /// Multiplies 8-bit numbers with their scales.
-    pub(super) fn scale(
-        &self,
-        values: &mut [f32],
-        tensor: &str,
-        shape: &[usize],
-        scales: &Entry,
-    ) -> Result<()> {
-        let Some(numbers) = Numbers::from_name(&scales.dtype) else {
-            let found = format!("{} scales of 8-bit", scales.dtype);
-            return Err(Error::UnsupportedNumbers { tensor: tensor.to_owned(), found });
-        };
-        let mut factors = Vec::with_capacity(scales.shape.iter().product());
-        self.read(scales, |piece| append_numbers(piece, numbers, &mut factors))?;
-        let scaled = scale(values, shape, &factors, &scales.shape, self.weights.block);
-        scaled.ok_or_else(|| Error::ShapeMismatch {
-            tensor: format!("{tensor}{}", SCALES[0]),
-            expected: shape.to_vec(),
-            found: scales.shape.clone(),
-        })
-    }
 }
 
 #[cfg(test)]
