@@ -2,6 +2,8 @@
 //! sentence-transformers model (`modules.json`), pooling, dense layers and normalisation, on the processor.
 //! The transformer is left to `models`.
 
+mod token_layers;
+
 use std::borrow::Cow;
 use std::path::PathBuf;
 
@@ -13,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, with_values};
 use crate::source::Files;
 use crate::weights::WeightFiles;
+pub(crate) use token_layers::TokenLayers;
 
 /// One entry of `modules.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -144,11 +147,14 @@ pub(crate) struct Head {
 }
 
 /// The order of the modules, and the folder of the transformer, with a slash at its end.
+#[derive(Clone)]
 pub(crate) struct Modules {
     pub(crate) transformer: String,
     /// In place of the transformer is a table of tokens' vectors.
     pub(crate) is_static: bool,
     rest: Vec<Module>,
+    /// No file lists them.
+    is_bare: bool,
     /// The pooling of a model whose modules name none.
     unnamed: Pooling,
     /// The transformer is of the repository's own code.
@@ -195,7 +201,7 @@ impl Modules {
                 ));
             }
             let (transformer, rest) = (String::new(), Vec::new());
-            return Ok(Self { transformer, is_static: false, rest, unnamed, is_own: false });
+            return Ok(Self { transformer, is_static: false, rest, is_bare: true, unnamed, is_own: false });
         };
         let mut modules = modules.into_iter();
         let (transformer, is_static, is_own) = match modules.next() {
@@ -208,7 +214,7 @@ impl Modules {
         };
         // A text of a static embedding has one row, which is its vector.
         let unnamed = if is_static { Pooling::FirstToken } else { Pooling::Mean };
-        Ok(Self { transformer, is_static, rest: modules.collect(), unnamed, is_own })
+        Ok(Self { transformer, is_static, rest: modules.collect(), is_bare: false, unnamed, is_own })
     }
 
     /// The same of a family whose own code pools in this way and normalises, where it is the only module.
@@ -222,7 +228,7 @@ impl Modules {
 
     /// Reads what follows a transformer of this width. `longest` and `width` of every layer are checked.
     pub(crate) fn head(&self, files: &Files, width: usize, context: &LoadContext) -> Result<Head> {
-        let mut head = Head { poolings: Vec::new(), with_prompt: true, steps: Vec::new(), width };
+        let mut head = Head::bare(width);
         for module in &self.rest {
             match module.class() {
                 "Pooling" if head.poolings.is_empty() => {
@@ -241,6 +247,20 @@ impl Modules {
         }
         Ok(head)
     }
+}
+
+/// The activation of a dense layer, by the class in its file.
+fn activation_of(file: &str, name: &str) -> Result<Activation> {
+    // sentence-transformers takes no others, and another in their place.
+    let class = name.strip_prefix("torch.").and_then(|class| class.rsplit('.').next());
+    let activation = match class {
+        Some("Identity") => Some(Activation::Identity),
+        class => class.and_then(|class| Activation::from_name(&class.to_lowercase())),
+    };
+    activation.ok_or_else(|| {
+        let supported = "Identity, Tanh, GELU, ReLU, SiLU of torch.nn.modules";
+        unsupported(file, "the activation", name.to_owned(), supported)
+    })
 }
 
 fn has_chat_template(files: &Files, context: &LoadContext) -> Result<bool> {
@@ -291,6 +311,11 @@ fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<(V
 }
 
 impl Head {
+    /// Of a model that pools nothing.
+    pub(crate) fn bare(width: usize) -> Self {
+        Self { poolings: Vec::new(), with_prompt: true, steps: Vec::new(), width }
+    }
+
     /// The length of the vectors that come out.
     pub(crate) fn width(&self) -> usize {
         self.width
@@ -333,16 +358,7 @@ impl Head {
             ));
         }
         let name = config.activation_function.as_deref().unwrap_or(Self::ACTIVATION);
-        // sentence-transformers takes no others, and another in their place.
-        let class = name.strip_prefix("torch.").and_then(|class| class.rsplit('.').next());
-        let activation = match class {
-            Some("Identity") => Some(Activation::Identity),
-            class => class.and_then(|class| Activation::from_name(&class.to_lowercase())),
-        };
-        let activation = activation.ok_or_else(|| {
-            let supported = "Identity, Tanh, GELU, ReLU, SiLU of torch.nn.modules";
-            unsupported(&file, "the activation", name.to_owned(), supported)
-        })?;
+        let activation = activation_of(&file, name)?;
         let weights = WeightFiles::open(files, folder, context)?;
         let device = Device::Cpu;
         let reader = weights.reader("", &device, context);

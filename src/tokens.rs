@@ -47,7 +47,7 @@ pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
 use reading::Steps;
 pub(crate) use settings::{QWEN2, TokenizerSettings};
-pub(crate) use special_names::special_names;
+pub(crate) use special_names::{named_token, special_names};
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -105,6 +105,19 @@ pub(crate) struct TokenIds {
     pub(crate) skipped: usize,
     /// Number of the task whose adapter the model is to use.
     pub(crate) task: Option<usize>,
+    /// Number of tokens at the end that no token attends to; fewer than there are.
+    pub(crate) unseen: usize,
+    pub(crate) side: Side,
+}
+
+/// Side of a search that a text is on, for models that read the two differently.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// It is to be found.
+    #[default]
+    Document,
+    /// It asks.
+    Query,
 }
 
 impl Tokens {

@@ -17,8 +17,9 @@ use common::folders::families_of;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const CAPABILITIES: [&str; 6 + cfg!(feature = "transformers") as usize] = [
+const CAPABILITIES: [&str; 7 + cfg!(feature = "transformers") as usize] = [
     "text_embedding",
+    "late_interaction",
     "reranking",
     "text_to_text",
     #[cfg(feature = "transformers")]
@@ -32,7 +33,7 @@ const CAPABILITIES: [&str; 6 + cfg!(feature = "transformers") as usize] = [
 fn load(capability: &str, folder: &Path, options: LoadOptions) -> Result<()> {
     let source = Source::directory(folder);
     match capability {
-        "text_embedding" => TextEmbeddingModel::load_with(source, options).map(drop),
+        "text_embedding" | "late_interaction" => TextEmbeddingModel::load_with(source, options).map(drop),
         "reranking" => RerankingModel::load_with(source, options).map(drop),
         "text_to_text" | "transformers" => TextGenerationModel::load_with(source, options).map(drop),
         "image_embedding" => ImageEmbeddingModel::load_with(source, options).map(drop),

@@ -37,14 +37,19 @@ pub(crate) enum AttentionMask {
 }
 
 impl AttentionMask {
-    /// Keys that row number `row` of `all` attends to. Neither end is before that of an earlier row.
+    /// Keys that row number `row` attends to, of `all`. Neither end is before that of an earlier row. Where rows go on beyond
+    /// the keys, one with a window may have none.
     pub(super) fn range(self, row: usize, all: usize) -> Range<usize> {
         match self {
-            Self::Causal => 0..row + 1,
-            Self::SlidingWindow(window) => (row + 1).saturating_sub(window)..row + 1,
+            Self::Causal => 0..(row + 1).min(all),
+            Self::SlidingWindow(window) => {
+                let end = (row + 1).min(all);
+                (row + 1).saturating_sub(window).min(end)..end
+            }
             Self::WindowAndAfter(window) => (row + 1).saturating_sub(window)..all,
             Self::LocalWindow(distance) => {
-                row.saturating_sub(distance)..row.saturating_add(distance).saturating_add(1).min(all)
+                let end = row.saturating_add(distance).saturating_add(1).min(all);
+                row.saturating_sub(distance).min(end)..end
             }
             Self::Full => 0..all,
         }

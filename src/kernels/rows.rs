@@ -204,9 +204,9 @@ impl Softmax {
         factor
     }
 
-    /// Factor that normalizes the exponentials to a sum of 1.
+    /// Factor that normalizes the exponentials to a sum of 1; 0 where there are none.
     pub(super) fn factor(self) -> f32 {
-        1.0 / self.sum
+        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Self-attention of encoders: the rows of each sequence attend to each other, without padding and without a
-//! cache. Covers the variants of encoders: rotary embeddings, biases by distance, and causal or local masks. Which layer has which variant is left to the families; generation with a cache
-//! to `causal`.
+//! cache. Covers the variants of encoders: rotary embeddings, biases by distance, causal or local masks, and rows at the end
+//! that no row attends to. Which layer has which variant is left to the families; generation with a cache to `causal`.
 
 use candle_core::{D, Device, Tensor};
 
@@ -24,10 +24,33 @@ pub(crate) struct SelfAttention<'a> {
     pub(crate) rope: Option<&'a RopeTable>,
 }
 
+/// Whole sequences, whose rows lie one after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Whole<'a> {
+    /// Number of rows of each.
+    pub(crate) lengths: &'a [usize],
+    /// Number of each one's last rows that no row attends to; none for 0 in each.
+    pub(crate) unseen: &'a [usize],
+}
+
+impl<'a> Whole<'a> {
+    /// Sequences of these lengths whose rows are all attended to.
+    pub(crate) fn of(lengths: &'a [usize]) -> Self {
+        Self { lengths, unseen: &[] }
+    }
+
+    /// Number of rows of each sequence that are attended to.
+    fn seen(self) -> impl Iterator<Item = usize> {
+        let unseen = self.unseen.iter().copied().chain(std::iter::repeat(0));
+        self.lengths.iter().zip(unseen).map(|(length, unseen)| length.saturating_sub(unseen))
+    }
+}
+
 impl SelfAttention<'_> {
-    /// Computes the attention of `qkv`, `(rows, 3 · width)`, each row a query, key and value. The sequences
-    /// lie one after another with these `lengths`. Gives `(rows, width)`, before the output projection.
-    pub(crate) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    /// Computes the attention of `qkv`, `(rows, 3 · width)`, each row a query, key and value. Gives `(rows, width)`, before
+    /// the output projection; zeros for a row that attends to none.
+    pub(crate) fn forward(&self, qkv: &Tensor, sequences: Whole<'_>) -> Result<Tensor> {
+        let lengths = sequences.lengths;
         let (count, triple) = qkv.dims2()?;
         let width = triple / 3;
         let longest = lengths.iter().copied().max().unwrap_or(0);
@@ -40,12 +63,12 @@ impl SelfAttention<'_> {
             return Err(Error::compute(reason));
         }
         match qkv.device().is_cpu() {
-            true => self.on_cpu(qkv, lengths, width),
-            false => self.on_any(qkv, lengths, width),
+            true => self.on_cpu(qkv, sequences, width),
+            false => self.on_any(qkv, sequences, width),
         }
     }
 
-    fn on_cpu(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
+    fn on_cpu(&self, qkv: &Tensor, whole: Whole<'_>, width: usize) -> Result<Tensor> {
         let mut out = vec![0.0; qkv.dim(0)? * width];
         let size = width / self.heads;
         let attention = FlashAttention { heads: self.heads, size, scale: self.scale, mask: self.mask };
@@ -55,13 +78,14 @@ impl SelfAttention<'_> {
             let (query_key, stride) =
                 rotated.as_ref().map_or((qkv, 3 * width), |rotated| (rotated, 2 * width));
             let mut first = 0;
-            let sequences = lengths.iter().map(|&count| {
-                let rows = |values, stride, column| {
+            let sequences = whole.lengths.iter().zip(whole.seen()).map(|(&count, seen)| {
+                let rows = |values, stride, column, count| {
                     let values: &[f32] = values;
                     Rows { values: values.get(first * stride + column..).unwrap_or_default(), count, stride }
                 };
-                let (queries, keys) = (rows(query_key, stride, 0), rows(query_key, stride, width));
-                let values = rows(qkv, 3 * width, 2 * width);
+                let (queries, keys) =
+                    (rows(query_key, stride, 0, count), rows(query_key, stride, width, seen));
+                let values = rows(qkv, 3 * width, 2 * width, seen);
                 first += count;
                 Sequence { queries, keys, values }
             });
@@ -76,10 +100,10 @@ impl SelfAttention<'_> {
 
     /// Computes the same with candle's operations: padded to the longest sequence, masked, and the padding
     /// dropped again.
-    fn on_any(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
+    fn on_any(&self, qkv: &Tensor, whole: Whole<'_>, width: usize) -> Result<Tensor> {
         let (device, heads, size) = (qkv.device(), self.heads, width / self.heads);
-        let layout = Padding::of(lengths);
-        let (texts, longest) = (lengths.len(), layout.longest);
+        let layout = Padding::of(whole);
+        let (texts, longest) = (whole.lengths.len(), layout.longest);
         let rows = qkv.reshape((qkv.dim(0)?, 3 * heads, size))?;
         let query_key = rows.narrow(1, 0, 2 * heads)?;
         let query_key = match self.rope {
@@ -105,7 +129,20 @@ impl SelfAttention<'_> {
         };
         let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
         let rows = out.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
-        Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
+        let rows = rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?;
+        match self.sees_any(whole) {
+            Some(sees) => Ok(rows.broadcast_mul(&Tensor::from_vec(sees, (qkv.dim(0)?, 1), device)?)?),
+            None => Ok(rows),
+        }
+    }
+
+    /// For each row 1, or 0 if it attends to none. Nothing where each has some.
+    fn sees_any(&self, whole: Whole<'_>) -> Option<Vec<f32>> {
+        let sequences = whole.lengths.iter().zip(whole.seen());
+        let rows = sequences.flat_map(|(length, seen)| (0..*length).map(move |row| (row, seen)));
+        let sees: Vec<f32> =
+            rows.map(|(row, seen)| f32::from(u8::from(!self.mask.range(row, seen).is_empty()))).collect();
+        sees.contains(&0.0).then_some(sees)
     }
 
     /// Bias on the scores, `(heads or 1, longest, longest)`: that by distance, and the least number where the
@@ -149,22 +186,22 @@ struct Padding {
     longest: usize,
     /// Row that fills each padded place; any row will do where the mask hides it.
     source: Vec<u32>,
-    /// Bias of each padded place: 0, or minus infinity for padding.
+    /// Bias of each padded place: 0, or minus infinity for padding and for rows that none attends to.
     mask: Vec<f32>,
     /// Padded place of each row.
     tokens: Vec<u32>,
 }
 
 impl Padding {
-    fn of(lengths: &[usize]) -> Self {
-        let longest = lengths.iter().copied().max().unwrap_or(0);
+    fn of(whole: Whole<'_>) -> Self {
+        let longest = whole.lengths.iter().copied().max().unwrap_or(0);
         let mut padding = Self { longest, source: Vec::new(), mask: Vec::new(), tokens: Vec::new() };
         let mut first = 0;
-        for (text, &length) in lengths.iter().enumerate() {
+        for (text, (&length, seen)) in whole.lengths.iter().zip(whole.seen()).enumerate() {
             for place in 0..longest {
                 let real = place < length;
                 padding.source.push((first + if real { place } else { 0 }) as u32);
-                padding.mask.push(if real { 0.0 } else { f32::NEG_INFINITY });
+                padding.mask.push(if place < seen { 0.0 } else { f32::NEG_INFINITY });
                 if real {
                     padding.tokens.push((text * longest + place) as u32);
                 }
@@ -223,10 +260,13 @@ mod tests {
                 (ScoreBias::None, Some(&rope)),
             ] {
                 let form = SelfAttention { heads: 4, scale: 0.5, bias, mask, rope };
-                let slow = form.on_any(&qkv, &lengths, 32).unwrap();
-                let check = || assert!(difference(&form.forward(&qkv, &lengths).unwrap(), &slow) < 1e-5);
-                check();
-                rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(check);
+                for unseen in [&[][..], &[1, 0, 5, 0, 2, 290]] {
+                    let whole = Whole { lengths: &lengths, unseen };
+                    let slow = form.on_any(&qkv, whole, 32).unwrap();
+                    let check = || assert!(difference(&form.forward(&qkv, whole).unwrap(), &slow) < 1e-5);
+                    check();
+                    rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(check);
+                }
             }
         }
     }
@@ -243,7 +283,8 @@ mod tests {
             mask: AttentionMask::LocalWindow(1),
             rope: None,
         };
-        let seen: Vec<f32> = form.forward(&qkv, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let seen: Vec<f32> =
+            form.forward(&qkv, Whole::of(&[5])).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let means = [0.5, 1.0, 2.0, 3.0, 3.5];
         assert!(seen.iter().zip(means).all(|(seen, mean)| (seen - mean).abs() < 1e-6), "{seen:?}");
     }
@@ -253,14 +294,17 @@ mod tests {
         let qkv = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
         let form =
             |heads, bias| SelfAttention { heads, scale: 0.5, bias, mask: AttentionMask::Full, rope: None };
-        assert!(form(2, ScoreBias::None).forward(&qkv, &[3]).is_err());
-        assert!(form(3, ScoreBias::None).forward(&qkv, &[4]).is_err());
-        assert!(form(0, ScoreBias::None).forward(&qkv, &[4]).is_err());
-        assert!(form(2, ScoreBias::Slopes(&[0.5])).forward(&qkv, &[4]).is_err());
+        assert!(form(2, ScoreBias::None).forward(&qkv, Whole::of(&[3])).is_err());
+        assert!(form(3, ScoreBias::None).forward(&qkv, Whole::of(&[4])).is_err());
+        assert!(form(0, ScoreBias::None).forward(&qkv, Whole::of(&[4])).is_err());
+        assert!(form(2, ScoreBias::Slopes(&[0.5])).forward(&qkv, Whole::of(&[4])).is_err());
         // Of heads of two numbers, and of at most three rows.
         let vectors = DistanceVectors::new(vec![0.0; 5 * 2], 2, DistanceRows::Queries);
         let vectors = |heads| form(heads, ScoreBias::Vectors(&vectors));
-        assert!(vectors(2).forward(&qkv, &[4]).is_err() && vectors(4).forward(&qkv, &[3, 1]).is_err());
-        assert!(vectors(2).forward(&qkv, &[3, 1]).is_ok());
+        assert!(
+            vectors(2).forward(&qkv, Whole::of(&[4])).is_err()
+                && vectors(4).forward(&qkv, Whole::of(&[3, 1])).is_err()
+        );
+        assert!(vectors(2).forward(&qkv, Whole::of(&[3, 1])).is_ok());
     }
 }

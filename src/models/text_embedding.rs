@@ -26,6 +26,7 @@ mod static_embedding;
 #[cfg(feature = "transformers")]
 mod library;
 mod bge_m3;
+mod late_interaction;
 mod plan;
 mod prompts;
 mod vectors;
@@ -49,9 +50,10 @@ use crate::models::peft::PeftAdapter;
 use crate::models::text_runs;
 use crate::models::token_batch::TokenBatch;
 use crate::pooling::{Head, Pooling};
-use crate::tokens::{TokenIds, Tokens};
+use crate::tokens::{Side, TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use bge_m3::TokenOutputs;
+use late_interaction::LateInteraction;
 pub(crate) use plan::TextEmbeddingPlan;
 pub(super) use plan::{SentenceConfig, TokenizerConfig};
 
@@ -115,6 +117,10 @@ pub(super) trait Architecture: Send + Sync {
     fn takes_bare_texts(&self) -> bool {
         false
     }
+    /// True if texts may end with tokens that no token attends to.
+    fn hides_tokens(&self) -> bool {
+        false
+    }
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
     /// True for those that are packed for any number of rows, in which matrices of 16 bits stay so; all that are quantised
@@ -170,6 +176,8 @@ pub(crate) struct LoadedModel {
     head: Head,
     /// Outputs for each token, of models that have them.
     token_outputs: Option<TokenOutputs>,
+    /// Vectors of tokens in place of those of texts, and how texts are read for them.
+    late_interaction: Option<LateInteraction>,
     tokens: Tokens,
     /// Written after each text.
     ending: String,
@@ -191,11 +199,20 @@ impl LoadedModel {
     fn tokenize(&self, request: &EmbedTexts, watch: &Watch<'_>) -> Result<Vec<TokenIds>> {
         self.dimensions(request)?;
         let outputs = request.outputs;
-        if (outputs.sparse || outputs.token_vectors) && self.token_outputs.is_none() {
-            let reason = "the model has no sparse vectors and no vectors of tokens; BGE-M3 has both";
-            return Err(Error::InvalidInput(reason.to_owned()));
+        let has = (self.token_outputs.is_some(), self.late_interaction.is_some());
+        match has {
+            (false, false) if outputs.sparse || outputs.token_vectors => {
+                let reason = "the model has no sparse vectors and no vectors of tokens; BGE-M3 has both";
+                return Err(Error::InvalidInput(reason.to_owned()));
+            }
+            (_, true) if outputs.sparse || outputs.vectors || request.dimensions.is_some() => {
+                let reason = "the model has vectors of tokens alone, of one length; ask for `token_vectors` and nothing else";
+                return Err(Error::InvalidInput(reason.to_owned()));
+            }
+            _ => {}
         }
         let (prompt, task) = self.prompt(request.prompt.as_ref())?;
+        let side = self.side(request.prompt.as_ref());
         let skipped = match self.head.leaves_out_prompts() && !prompt.is_empty() {
             true => self.tokens.count_in_front(prompt)?,
             false => 0,
@@ -203,9 +220,14 @@ impl LoadedModel {
         let encode = |(index, text): (usize, &String)| {
             watch()?;
             let text = self.whole(prompt, text);
-            let tokens = self.tokens.encode(&text)?;
+            let tokens = match &self.late_interaction {
+                Some(late) => late.tokens(side, &text)?,
+                None => self.tokens.encode(&text)?,
+            };
             if tokens.is_cut && request.truncate == Truncate::Refuse {
-                let (count, limit) = (self.tokens.encode_whole(&text)?.len(), self.plan.longest);
+                let count = self.encode_whole(side, &text)?.len();
+                let late = self.late_interaction.as_ref();
+                let limit = late.map_or(self.plan.longest, |late| late.longest(side));
                 return Err(Error::TextTooLong { index, tokens: count, limit });
             }
             if skipped > 0 && tokens.ids.len() <= skipped {
@@ -220,13 +242,22 @@ impl LoadedModel {
     /// The tokens of a request's texts as such, whatever the model takes of them.
     fn list(&self, request: &EmbedTexts, watch: &Watch<'_>) -> Result<Vec<Vec<TextToken>>> {
         let (prompt, _) = self.prompt(request.prompt.as_ref())?;
+        let side = self.side(request.prompt.as_ref());
         let list = |text: &String| {
             watch()?;
-            let ids = self.tokens.encode_whole(&self.whole(prompt, text))?;
+            let ids = self.encode_whole(side, &self.whole(prompt, text))?;
             let token = |id| TextToken::new(id, self.tokens.written(id).unwrap_or_default());
             Ok(ids.into_iter().map(token).collect())
         };
         request.texts.iter().map(list).collect()
+    }
+
+    /// All tokens of a text with its prompt and ending.
+    fn encode_whole(&self, side: Side, text: &str) -> Result<Vec<u32>> {
+        match &self.late_interaction {
+            Some(late) => late.whole(side, text),
+            None => self.tokens.encode_whole(text),
+        }
     }
 
     /// One pass through the transformer and what follows it, as far as these outputs need it.
@@ -247,8 +278,11 @@ impl LoadedModel {
             };
             let of_tokens = self.token_outputs.as_ref();
             let sparse = of_tokens.filter(|_| outputs.sparse).map(|heads| heads.sparse(&hidden, batch));
-            let rows = of_tokens.filter(|_| outputs.token_vectors);
-            let rows = rows.map(|heads| heads.token_vectors(&hidden, batch));
+            let rows = match (&self.late_interaction, of_tokens) {
+                (Some(late), _) if outputs.token_vectors => Some(late.token_vectors(&hidden, batch)),
+                (None, Some(heads)) if outputs.token_vectors => Some(heads.token_vectors(&hidden, batch)),
+                _ => None,
+            };
             let (sparse, rows) =
                 (sparse.transpose()?.unwrap_or_default(), rows.transpose()?.unwrap_or_default());
             let (mut sparse, mut rows) = (sparse.into_iter(), rows.into_iter());
@@ -305,7 +339,8 @@ impl WorkerModel for TextEmbeddingModel {
 impl TextEmbeddingModel {
     /// The length of its vectors.
     pub fn dimensions(&self) -> usize {
-        self.shared.head.width()
+        let late = self.shared.late_interaction.as_ref();
+        late.map_or(self.shared.head.width(), LateInteraction::width)
     }
 
     /// Maximum sequence length in tokens, special ones included; the rest of a longer text is not looked at.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::tokens::TokenIds;
+use crate::kernels::self_attention::Whole;
+use crate::tokens::{Side, TokenIds};
 
 /// Tokens of several texts, one text after another.
 #[derive(Default)]
@@ -16,6 +17,9 @@ pub(super) struct TokenBatch {
     pub(super) skipped: Vec<usize>,
     /// For each text the number of the task whose adapter it is for.
     pub(super) tasks: Vec<Option<usize>>,
+    /// Number of each text's last tokens that none attends to.
+    pub(super) unseen: Vec<usize>,
+    pub(super) sides: Vec<Side>,
 }
 
 impl TokenBatch {
@@ -30,6 +34,13 @@ impl TokenBatch {
         self.lengths.push(text.ids.len());
         self.skipped.push(text.skipped);
         self.tasks.push(text.task);
+        self.unseen.push(text.unseen);
+        self.sides.push(text.side);
+    }
+
+    /// The texts as attention has them.
+    pub(super) fn whole(&self) -> Whole<'_> {
+        Whole { lengths: &self.lengths, unseen: &self.unseen }
     }
 
     /// The places of the texts of each task.
@@ -49,9 +60,10 @@ impl TokenBatch {
             first = rows.end;
             if places.contains(&place) {
                 let part = |all: &[u32]| all.get(rows.clone()).unwrap_or_default().to_vec();
-                let (skipped, task) = (self.skipped[place], self.tasks[place]);
                 let (ids, segments) = (part(&self.ids), part(&self.segments));
-                some.push(&TokenIds { ids, segments, skipped, task, is_cut: false });
+                let (skipped, task) = (self.skipped[place], self.tasks[place]);
+                let (unseen, side) = (self.unseen[place], self.sides[place]);
+                some.push(&TokenIds { ids, segments, skipped, task, unseen, side, is_cut: false });
             }
         }
         some

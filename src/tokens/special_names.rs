@@ -15,6 +15,21 @@ pub(crate) fn special_names(files: &Files, context: &LoadContext) -> Result<Vec<
     Ok(names(&config(files, "", context)?))
 }
 
+/// The token that has this name in a folder's files, `mask_token` say.
+///
+/// # Errors
+/// Those of reading the files.
+pub(crate) fn named_token(
+    files: &Files,
+    folder: &str,
+    name: &str,
+    context: &LoadContext,
+) -> Result<Option<String>> {
+    let config = config(files, folder, context)?;
+    let token = config.get(name).map(|token| token.get("content").unwrap_or(token));
+    Ok(token.and_then(Value::as_str).map(str::to_owned))
+}
+
 /// `tokenizer_config.json` of a folder, over which the tokens of `special_tokens_map.json` go unless it lists added tokens
 /// itself, as in transformers.
 ///

@@ -38,6 +38,14 @@ impl Tokens {
         self.closed([before.unwrap_or_default(), &bare, after.unwrap_or_default()].concat())
     }
 
+    /// The first token of a text without those around it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(crate) fn first_token(&self, text: &str) -> Result<Option<u32>> {
+        Ok(self.bare(text).map_err(failed)?.first().copied())
+    }
+
     /// The tokens of a text that the tokenizer cuts, and whether it does.
     ///
     /// # Errors

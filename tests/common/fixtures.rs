@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use candle_actors::{
-    DescribeImage, Engine, EngineBuilder, Error, GenerateText, ImageEmbeddingModel, ImageSource, LoadOptions,
-    PaintImage, Picture, RerankDocuments, RerankingModel, Result, Source, StandaloneModel,
-    TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel, model_actors,
+    DescribeImage, EmbedOutputs, EmbedTexts, Engine, EngineBuilder, Error, GenerateText, ImageEmbeddingModel,
+    ImageSource, LoadOptions, PaintImage, Picture, RerankDocuments, RerankingModel, Result, Source,
+    StandaloneModel, TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel, model_actors,
 };
 
 use super::folders::families_of;
@@ -29,6 +29,18 @@ pub(crate) struct Kind {
     pub(crate) clones: fn(Source, LoadOptions) -> [Plain; 2],
 }
 
+const TEXT_EMBEDDING: Kind = Kind {
+    folder: "text_embedding",
+    register: |builder, source| builder.text_embedding("model", source),
+    ask: |engine| Box::pin(async { engine.text_embedding("model")?.embed(TEXT).await.map(drop) }),
+    preload: |engine| Box::pin(async { Ok(engine.text_embedding("model")?.model().preload().await?) }),
+    clones: |source, options| {
+        let model = TextEmbeddingModel::load_with(source, options).unwrap();
+        let models = [model.try_clone().unwrap(), model];
+        models.map(|model| -> Plain { Box::new(move || drop(model.embed(&[TEXT]).unwrap())) })
+    },
+};
+
 /// Models that write text, also those that candle-transformers computes.
 const TEXT_TO_TEXT: Kind = Kind {
     folder: "text_to_text",
@@ -43,17 +55,23 @@ const TEXT_TO_TEXT: Kind = Kind {
 };
 
 /// All capabilities.
-pub(crate) const KINDS: [Kind; 6 + cfg!(feature = "transformers") as usize] = [
+pub(crate) const KINDS: [Kind; 7 + cfg!(feature = "transformers") as usize] = [
+    TEXT_EMBEDDING,
     Kind {
-        folder: "text_embedding",
-        register: |builder, source| builder.text_embedding("model", source),
-        ask: |engine| Box::pin(async { engine.text_embedding("model")?.embed(TEXT).await.map(drop) }),
-        preload: |engine| Box::pin(async { Ok(engine.text_embedding("model")?.model().preload().await?) }),
+        folder: "late_interaction",
+        ask: |engine| {
+            Box::pin(async {
+                let model = engine.text_embedding("model")?.outputs(token_vectors());
+                model.embeddings([TEXT]).await.map(drop)
+            })
+        },
         clones: |source, options| {
             let model = TextEmbeddingModel::load_with(source, options).unwrap();
             let models = [model.try_clone().unwrap(), model];
-            models.map(|model| -> Plain { Box::new(move || drop(model.embed(&[TEXT]).unwrap())) })
+            let request = || EmbedTexts::from(TEXT).with_outputs(token_vectors());
+            models.map(|model| -> Plain { Box::new(move || drop(model.embeddings(&request()).unwrap())) })
         },
+        ..TEXT_EMBEDDING
     },
     Kind {
         folder: "reranking",
@@ -123,6 +141,11 @@ pub(crate) const KINDS: [Kind; 6 + cfg!(feature = "transformers") as usize] = [
         },
     },
 ];
+
+/// The output of models of late interaction.
+fn token_vectors() -> EmbedOutputs {
+    EmbedOutputs::default().with_vectors(false).with_token_vectors(true)
+}
 
 /// A text of a few tokens.
 pub(crate) const TEXT: &str = "The cat sleeps on the sofa.";

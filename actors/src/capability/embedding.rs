@@ -94,7 +94,8 @@ pub struct EmbedOutputs {
     pub tokens: bool,
     /// A weight for each token of each text, of models that have them (BGE-M3).
     pub sparse: bool,
-    /// A vector for each token of each text, for late interaction, of models that have them (BGE-M3).
+    /// A vector for each token of each text, for late interaction, of models that have them (BGE-M3, and ColBERT, which has
+    /// nothing else). ColBERT reads texts as documents, unless the prompt `query` is named.
     pub token_vectors: bool,
 }
 

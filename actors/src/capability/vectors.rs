@@ -73,14 +73,27 @@ impl VectorArray<f32> {
     }
 
     /// The relevance of a document's token vectors to a query's, which these are: for each of the query's tokens the largest
-    /// dot product with one of the document's, on average (ColBERT's MaxSim over the query's length, as of BGE-M3).
+    /// dot product with one of the document's, on average ([`Self::max_sim`] over the query's length, as of BGE-M3).
     pub fn late_interaction(&self, document: &Self) -> f32 {
+        match self.len() {
+            0 => 0.0,
+            count => self.max_sim(document) / count as f32,
+        }
+    }
+
+    /// The same as a sum, which is how ColBERT has it; 0 for a document without vectors.
+    ///
+    /// ```
+    /// use model_actors::VectorArray;
+    /// let query = VectorArray::new(vec![1.0, 0.0, 0.0, 1.0], 2);
+    /// let document = VectorArray::new(vec![0.6, 0.8, 0.8, 0.6, -1.0, 0.0], 2);
+    /// assert_eq!(query.max_sim(&document), 1.6);
+    /// assert_eq!(query.late_interaction(&document), 0.8);
+    /// ```
+    pub fn max_sim(&self, document: &Self) -> f32 {
         let dot = |one: &[f32], other: &[f32]| one.iter().zip(other).map(|(x, y)| x * y).sum::<f32>();
         let best = |query: &[f32]| document.rows().map(|token| dot(query, token)).fold(f32::MIN, f32::max);
-        match (self.len(), document.len()) {
-            (0, _) | (_, 0) => 0.0,
-            (count, _) => self.rows().map(best).sum::<f32>() / count as f32,
-        }
+        if document.is_empty() { 0.0 } else { self.rows().map(best).sum() }
     }
 
     /// Each number as one of 256 steps of its dimension's range, from 0; what is outside of the range is its end. As

@@ -10,7 +10,7 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::models::towers::{TextTower, TextTowerConfig};
-use crate::models::transformer::{SafeTensors, check_side, is_buffer};
+use crate::models::transformer::{SafeTensors, Workload, check_side, is_buffer};
 use crate::weights::WeightFiles;
 
 /// Beginnings of the names of pooling layers and heads of other tasks, which no vector of a token depends on.
@@ -68,6 +68,10 @@ impl Architecture for TextEncoder {
         self.tower.context
     }
 
+    fn hides_tokens(&self) -> bool {
+        self.tower.transformer.workload == Workload::WholeSequences
+    }
+
     fn uses(&self, tensor: &str) -> bool {
         let names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
         names.into_iter().any(|name| self.tower.uses(name))
@@ -118,6 +122,6 @@ pub(super) fn has_no_effect(tensor: &str) -> bool {
 
 impl Encoder for TextTower {
     fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
-        self.encode_segments(&batch.ids, &batch.segments, &batch.lengths, watch)
+        self.encode_segments(&batch.ids, &batch.segments, batch.whole(), watch)
     }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bge_m3::TokenOutputs;
+use super::late_interaction::{LateInteraction, LateInteractionConfig};
 use super::static_embedding::StaticEmbedding;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, Task};
 use crate::architecture::{self, parse, refuse_listed};
@@ -190,6 +191,7 @@ struct Shared {
     matryoshka_dimensions: Option<Vec<usize>>,
     /// The length to which texts are cut where no other file names one, also of models that take longer ones.
     max_position_embeddings: Option<usize>,
+    architectures: Option<Vec<String>>,
 }
 
 /// A model as its small files describe it.
@@ -206,6 +208,7 @@ pub(crate) struct TextEmbeddingPlan {
     pub(super) prompts: PromptConfig,
     /// The dimensions that vectors may be shortened to, if the model lists them.
     pub(super) shorter: Option<Vec<usize>>,
+    late_interaction: Option<LateInteractionConfig>,
     /// Kind of the model, as its files call it.
     family: String,
     /// Of a model that has been loaded.
@@ -225,7 +228,8 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             Some(pooling) => modules.pooled_by_own_code(pooling),
             None => modules,
         };
-        let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } = shared;
+        let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places, architectures } =
+            shared;
         let sentence = SentenceConfig::read(&files, &folder, &SENTENCE_NOT_READ, context)?;
         let names: TokenizerConfig =
             files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
@@ -248,7 +252,16 @@ impl loader::LoadPlan for TextEmbeddingPlan {
                 prompts.prompts.entry(name.clone()).or_insert_with(|| instruction.clone());
             }
         }
-        let longest = longest.min(architecture.longest());
+        let classes = architectures.unwrap_or_default();
+        let late_interaction =
+            LateInteractionConfig::read(&files, &modules, &classes, architecture.longest(), context)?;
+        let longest = match &late_interaction {
+            Some(late) => {
+                late.check_encoder(architecture.hides_tokens())?;
+                late.longest()
+            }
+            None => longest.min(architecture.longest()),
+        };
         Ok(Self {
             files,
             architecture,
@@ -259,6 +272,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             lowercase: sentence.do_lower_case.unwrap_or(false),
             prompts,
             shorter,
+            late_interaction,
             family,
             facts: OnceLock::new(),
         })
@@ -278,7 +292,10 @@ impl loader::LoadPlan for TextEmbeddingPlan {
 
     #[cfg(feature = "cluster")]
     fn ask_for_rest(&self, context: &LoadContext) -> Result<()> {
-        self.modules.head(&self.files, self.architecture.width(), context)?;
+        match &self.late_interaction {
+            Some(_) => drop(self.modules.token_layers(&self.files, self.architecture.width(), context)?),
+            None => drop(self.modules.head(&self.files, self.architecture.width(), context)?),
+        }
         TokenOutputs::ask_for(&self.files, &self.modules.transformer, context)
     }
 
@@ -288,18 +305,27 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
         let adapters = self.adapters(context)?;
         let encoder = || self.architecture.load_adapted(&weights, &adapters, &device, context);
-        let (tokens, encoder) = beside(|| self.tokens(), encoder)?;
+        let (tokens, encoder) = beside(|| self.tokens(self.longest), encoder)?;
         adapters.iter().try_for_each(|adapter| adapter.check_all_read(|_| false))?;
-        weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
-        let head = self.modules.head(&self.files, self.architecture.width(), context)?;
-        self.facts.get_or_init(|| self.facts_with(&head));
-        let token_outputs = self.token_outputs(&tokens, context)?;
-        let beside = token_outputs.as_ref().map_or(Bytes(0), TokenOutputs::bytes);
+        let late_interaction = self.late_interaction(&weights, context)?;
+        let is_layer = |tensor: &str| late_interaction.is_some() && LateInteraction::is_layer(tensor);
+        weights.check_all_read(|tensor| is_layer(tensor) || self.architecture.has_no_effect(tensor))?;
+        let (head, token_outputs) = match &late_interaction {
+            Some(_) => (Head::bare(self.architecture.width()), None),
+            None => {
+                let head = self.modules.head(&self.files, self.architecture.width(), context)?;
+                (head, self.token_outputs(&tokens, context)?)
+            }
+        };
+        self.facts.get_or_init(|| self.facts_with(&head, late_interaction.as_ref()));
+        let beside = token_outputs.as_ref().map_or(Bytes(0), TokenOutputs::bytes)
+            + late_interaction.as_ref().map_or(Bytes(0), LateInteraction::bytes);
         let footprint = self.footprint_of(compute, &weights, &adapters);
         let footprint = Footprint::new(footprint.shared + beside, footprint.per_worker);
         Ok(LoadedModel {
             head,
             token_outputs,
+            late_interaction,
             encoder,
             ending: self.ending(&tokens)?,
             tokens,
@@ -328,11 +354,12 @@ fn read_architecture(
 }
 
 impl TextEmbeddingPlan {
-    fn tokens(&self) -> Result<Tokens> {
+    /// The tokenizer, which cuts texts to so many tokens.
+    fn tokens(&self, longest: usize) -> Result<Tokens> {
         let tokens = match (self.architecture.takes_bare_texts(), &self.closing) {
-            (true, _) => Tokens::read_bare(&self.tokenizer, self.longest)?,
+            (true, _) => Tokens::read_bare(&self.tokenizer, longest)?,
             (false, closing) => {
-                let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+                let tokens = Tokens::read(&self.tokenizer, longest, self.lowercase)?;
                 match closing {
                     Some(closing) => tokens.closed_by(closing, self.tokenizer.path())?,
                     None => tokens,
@@ -342,10 +369,24 @@ impl TextEmbeddingPlan {
         Ok(tokens.with_rows(self.architecture.vocabulary()))
     }
 
-    fn facts_with(&self, head: &Head) -> ModelFacts {
+    fn late_interaction(
+        &self,
+        weights: &WeightFiles,
+        context: &LoadContext,
+    ) -> Result<Option<LateInteraction>> {
+        let Some(config) = &self.late_interaction else { return Ok(None) };
+        let (width, cut) = (self.architecture.width(), |longest| self.tokens(longest));
+        LateInteraction::read(config, (&self.files, weights), width, cut, context).map(Some)
+    }
+
+    fn facts_with(&self, head: &Head, late: Option<&LateInteraction>) -> ModelFacts {
+        let dimensions = match late {
+            Some(late) => late.width(),
+            None => self.prompts.truncate_dim.unwrap_or(head.width()),
+        };
         ModelFacts::new(self.family.as_str())
             .with_context(self.longest)
-            .with_dimensions(self.prompts.truncate_dim.unwrap_or(head.width()))
+            .with_dimensions(dimensions)
             .with_shorter_dimensions(self.shorter.clone().unwrap_or_default())
             .with_prompts(self.prompts.prompts.clone())
             .with_default_prompt(self.prompts.default_prompt_name.clone())

@@ -6,6 +6,7 @@ use model_actors::EmbedPrompt;
 
 use super::{LoadedModel, Task};
 use crate::error::{Error, Result};
+use crate::tokens::Side;
 
 impl LoadedModel {
     /// The prompt before each text, and the number of the task whose adapter is on.
@@ -29,6 +30,16 @@ impl LoadedModel {
             return Err(Error::InvalidInput(format!("the model has no prompt {name:?}; it has: {known}")));
         };
         Ok((prompt, task.or(architecture.default_task())))
+    }
+
+    /// The side of a search that texts with this prompt are on: that of the query for the prompt of its name.
+    pub(super) fn side(&self, asked: Option<&EmbedPrompt>) -> Side {
+        let name = match asked {
+            Some(EmbedPrompt::Named(name)) => Some(name),
+            None => self.plan.prompts.default_prompt_name.as_ref(),
+            _ => None,
+        };
+        if name.is_some_and(|name| name == "query") { Side::Query } else { Side::Document }
     }
 }
 

@@ -4,6 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::kernels::self_attention::Whole;
 use crate::kernels::{Activation, add};
 use crate::models::transformer::{
     self, Bias, Linears, Names, Norm, Projection, Tensors, Transformer, TransformerConfig, is_tensor_of,
@@ -193,19 +194,20 @@ impl TextTower {
         lengths: &[usize],
         watch: impl Fn() -> Result<()>,
     ) -> Result<Tensor> {
-        self.encode_segments(ids, &[], lengths, watch)
+        self.encode_segments(ids, &[], Whole::of(lengths), watch)
     }
 
-    /// The same for tokens of several segments; none for those of the first alone.
+    /// The same for tokens of several segments, none for those of the first alone, and for texts that may end with tokens
+    /// which no token attends to.
     pub(crate) fn encode_segments(
         &self,
         ids: &[u32],
         segments: &[u32],
-        lengths: &[usize],
+        texts: Whole<'_>,
         watch: impl Fn() -> Result<()>,
     ) -> Result<Tensor> {
         let tokens = self.embed(ids, segments)?;
-        self.last_norm(&self.through(tokens, ids, lengths, self.depth(), |_, _| watch())?)
+        self.last_norm(&self.through(tokens, ids, texts, self.depth(), |_, _| watch())?)
     }
 
     /// The tokens' vectors after the first `count` blocks, before the last norm; `seen` as in
@@ -217,7 +219,7 @@ impl TextTower {
         count: usize,
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        self.through(self.embed(ids, &[])?, ids, lengths, count, seen)
+        self.through(self.embed(ids, &[])?, ids, Whole::of(lengths), count, seen)
     }
 
     /// The tokens' vectors with those of their segments.
@@ -249,10 +251,11 @@ impl TextTower {
         &self,
         tokens: Tensor,
         ids: &[u32],
-        lengths: &[usize],
+        texts: Whole<'_>,
         count: usize,
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        let lengths = texts.lengths;
         if let Some(length) = lengths.iter().find(|length| **length > self.context) {
             let reason = format!("a text of {length} tokens; the model takes at most {}", self.context);
             return Err(Error::InvalidInput(reason));
@@ -268,7 +271,7 @@ impl TextTower {
             Some(projection) => projection.forward(&hidden, Activation::Identity)?,
             None => hidden,
         };
-        self.transformer.encode(hidden, lengths, 0..count, seen)
+        self.transformer.encode_whole(hidden, texts, 0..count, seen)
     }
 
     /// The norm after the last block.

@@ -10,15 +10,15 @@ use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::rotary::RopeTable;
-use crate::kernels::self_attention::SelfAttention;
+use crate::kernels::self_attention::{SelfAttention, Whole};
 use crate::kernels::{
     Activation, Ahead, DistanceVectors, ScoreBias, gated, scaled_dot_product_attention, split_gates,
 };
 
 /// The sequences of a pass, whose rows lie one after another without padding.
 pub(crate) enum Sequences<'a, 'b> {
-    /// Whole sequences of these lengths, of which nothing is kept.
-    Whole(&'a [usize]),
+    /// Whole sequences, of which nothing is kept.
+    Whole(Whole<'a>),
     /// The next rows of sequences whose caches have what is kept of the earlier ones.
     Cached(&'a mut [LayerSegment<'b, LayerCache>]),
 }
@@ -80,7 +80,7 @@ impl Attention {
         };
         let kernel = &self.kernel;
         match &mut pass.sequences {
-            Sequences::Whole(lengths) => {
+            Sequences::Whole(whole) => {
                 let bias = match (&self.distance_vectors, &kernel.relative_bias, self.alibi_slopes.as_slice())
                 {
                     (Some(vectors), ..) => ScoreBias::Vectors(vectors),
@@ -89,7 +89,7 @@ impl Attention {
                     (None, None, slopes) => ScoreBias::Slopes(slopes),
                 };
                 SelfAttention { heads: kernel.heads, scale: kernel.scale, bias, mask: kernel.mask, rope }
-                    .forward(qkv, lengths)
+                    .forward(qkv, *whole)
             }
             Sequences::Cached(segments) => {
                 let caches = segments.iter_mut().map(|segment| {

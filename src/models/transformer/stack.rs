@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Ahead;
 use crate::kernels::causal::LayerSegment;
 use crate::kernels::rotary::RopeTable;
+use crate::kernels::self_attention::Whole;
 
 /// A loaded stack of blocks. It keeps nothing between passes, so that all workers share one.
 pub(crate) struct Transformer {
@@ -100,12 +101,28 @@ impl Transformer {
         blocks: Range<usize>,
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        self.encode_whole(hidden, Whole::of(lengths), blocks, seen)
+    }
+
+    /// The same for sequences that may end with rows which no row attends to.
+    pub(crate) fn encode_whole(
+        &self,
+        hidden: Tensor,
+        sequences: Whole<'_>,
+        blocks: Range<usize>,
+        seen: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let lengths = sequences.lengths;
+        let hides = sequences.unseen.iter().any(|count| *count > 0);
+        if hides && (self.streams.is_some() || self.workload == Workload::GrowingSequences) {
+            return Err(misfit("rows that no row attends to, in sequences that grow"));
+        }
         if self.streams.is_some() {
             return self.encode_in_caches(hidden, lengths, seen);
         }
         let whole = |length: &usize| Rows { past: 0, length: *length, reach: *length, positions: None };
         let rope_tables = self.rope_tables(&hidden, &lengths.iter().map(whole).collect::<Vec<_>>())?;
-        self.encode_with(hidden, lengths, &rope_tables, blocks, seen)
+        self.encode_with(hidden, sequences, &rope_tables, blocks, seen)
     }
 
     /// The same for all blocks of a model whose blocks see the keys and values of others.
@@ -144,17 +161,18 @@ impl Transformer {
             return Err(misfit("the rows have not a coordinate each"));
         }
         let rope_tables: Vec<_> = self.ropes.iter().map(|rope| rope.table_by(coordinates)).collect();
-        self.encode_with(hidden, lengths, &rope_tables, blocks, seen)
+        self.encode_with(hidden, Whole::of(lengths), &rope_tables, blocks, seen)
     }
 
     fn encode_with(
         &self,
         mut hidden: Tensor,
-        lengths: &[usize],
+        whole: Whole<'_>,
         rope_tables: &[RopeTable],
         blocks: Range<usize>,
         mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        let lengths = whole.lengths;
         let mut caches: Vec<LayerCache> = Vec::new();
         seen(blocks.start, &hidden)?;
         for index in blocks {
@@ -170,7 +188,7 @@ impl Transformer {
                 .map(|(cache, length)| LayerSegment { cache, past: 0, length: *length })
                 .collect();
             let sequences = match self.workload {
-                Workload::WholeSequences => Sequences::Whole(lengths),
+                Workload::WholeSequences => Sequences::Whole(whole),
                 Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
             };
             let adapters = RowAdapters::default();

@@ -154,7 +154,7 @@ impl Encoder for AdaptedTowers {
                 }
                 None => &self.base,
             };
-            tower.encode_segments(&texts.ids, &texts.segments, &texts.lengths, watch)
+            tower.encode_segments(&texts.ids, &texts.segments, texts.whole(), watch)
         })
     }
 }
