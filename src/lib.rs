@@ -51,8 +51,8 @@ pub use model_actors::ractor;
 pub use model_actors::testing;
 
 pub use model_actors::{
-    Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, Cached, CallOptions, Capability, Cause,
-    Client, Completion, Constraint, ContentPart, Cost, DescribeImage, Device, EmbedImages, EmbedInput,
+    AnswerEnd, Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, Cached, CallOptions, Capability,
+    Cause, Client, Completion, Constraint, ContentPart, Cost, DescribeImage, Device, EmbedImages, EmbedInput,
     EmbedOutputs, EmbedPrompt, EmbedTexts, Embeddings, EmitError, ErrorKind, Event, EvictionReason, Failure,
     FailureKind, Fetch, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource, Item, Lane,
     LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model, ModelFacts,

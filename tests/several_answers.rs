@@ -7,8 +7,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use candle_actors::{
-    Bytes, CallOptions, Completion, Constraint, DescribeImage, Engine, ErrorKind, FinishReason, GenerateText,
-    GenerationLimits, ImageSource, Sampling, Source, SourceSpec, TextGenerator,
+    AnswerEnd, Bytes, CallOptions, Completion, Constraint, DescribeImage, Engine, ErrorKind, FinishReason,
+    GenerateText, GenerationLimits, ImageSource, Sampling, Source, SourceSpec, TextGenerator,
 };
 use common::folders::families_of;
 use common::text::{counted, family, one_worker};
@@ -138,8 +138,12 @@ async fn chunks_say_which_answer_they_belong_to_and_one_ends_early_by_a_stop_str
     let mut stream = model.stream(asked).await.unwrap();
     let mut texts = vec![String::new(); ANSWERS];
     let mut logprobs = vec![Vec::new(); ANSWERS];
+    let (mut ends, mut after) = (vec![None; ANSWERS], 0);
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.unwrap();
+        assert_eq!(ends[chunk.answer], None, "nothing comes after an answer's end");
+        after += usize::from(ends.iter().any(Option::is_some));
+        ends[chunk.answer] = chunk.end;
         texts[chunk.answer] += &chunk.text;
         logprobs[chunk.answer].extend(chunk.logprobs);
     }
@@ -147,6 +151,14 @@ async fn chunks_say_which_answer_they_belong_to_and_one_ends_early_by_a_stop_str
     same(&answers, &expected, "llama");
     for ((answer, text), logprobs) in answers.iter().zip(texts).zip(logprobs) {
         assert_eq!((&answer.text, &answer.logprobs), (&text, &logprobs));
+    }
+    let told = answers.iter().map(|answer| Some(AnswerEnd::new(answer.finish_reason, answer.usage)));
+    assert_eq!(ends, told.collect::<Vec<_>>());
+    assert!(after > ANSWERS, "an end is told while others are written: {after} chunks after the first");
+    // The end of one answer alone is that of the stream.
+    let mut stream = model.stream(request(wild())).await.unwrap();
+    while let Some(chunk) = stream.next().await {
+        assert_eq!(chunk.unwrap().end, None);
     }
     assert!(engine.shutdown().await.is_clean());
 }

@@ -19,8 +19,8 @@ pub use embedding::{
     TextEmbedding, TextToken, Truncate,
 };
 pub use generation::{
-    Completion, Constraint, FinishReason, GenerateText, Message, Prompt, Role, Sampling, SamplingDefaults,
-    TextChunk, TextToText, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice, Usage,
+    AnswerEnd, Completion, Constraint, FinishReason, GenerateText, Message, Prompt, Role, Sampling,
+    SamplingDefaults, TextChunk, TextToText, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice, Usage,
 };
 pub use image::{
     ContentPart, DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage,

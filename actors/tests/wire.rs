@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use model_actors::wire::{self, WireError};
 use model_actors::{
-    Bytes, Cause, Completion, Constraint, DescribeImage, Device, EmbedImages, EmbedOutputs, EmbedPrompt,
-    EmbedTexts, Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture,
-    Message, ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
-    Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice,
-    Truncate, Usage, VectorArray, VisionMessage, WorkerId,
+    AnswerEnd, Bytes, Cause, Completion, Constraint, DescribeImage, Device, EmbedImages, EmbedOutputs,
+    EmbedPrompt, EmbedTexts, Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane,
+    LeasedPicture, Message, ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase,
+    RerankDocuments, Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Tool,
+    ToolCall, ToolChoice, Truncate, Usage, VectorArray, VisionMessage, WorkerId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -171,6 +171,12 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("generate_text_with_answers", &GenerateText::from("Once").with_answers(3)),
         pinned("describe_image_with_answers", &question.clone().with_answers(2)),
         pinned("text_chunk_of_an_answer", &TextChunk::from("Ra").with_answer(2)),
+        pinned(
+            "text_chunk_with_an_end",
+            &TextChunk::default()
+                .with_answer(1)
+                .with_end(AnswerEnd::new(FinishReason::Stop, Usage::new(7, 3))),
+        ),
         pinned("completion_with_others", &completion.clone().with_others(vec![completion.clone()])),
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),

@@ -12,7 +12,7 @@ mod worker_tests;
 use std::any::Any;
 use std::collections::VecDeque;
 
-use model_actors::Completion;
+use model_actors::{AnswerEnd, Completion};
 
 use crate::error::Result;
 use crate::generation::{Generation, GenerationStep};
@@ -111,8 +111,9 @@ pub(crate) struct Part<'a, State> {
 /// A text on its way.
 struct Text<Key, State> {
     key: Key,
-    /// Its number among the answers of the request.
+    /// Its number among the answers of the request, and whether there are others.
     answer: usize,
+    count: Answers,
     state: State,
     generation: Generation,
     most: usize,
@@ -120,6 +121,14 @@ struct Text<Key, State> {
     follows: bool,
     /// Output that its reader has not taken yet. The text takes part in no step meanwhile, and keeps its room.
     held: Option<Held>,
+}
+
+/// Number of answers that a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    One,
+    /// The stream tells the end of each.
+    Several,
 }
 
 /// Output of a step for one text.
@@ -154,9 +163,11 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
     ) -> Result<()> {
         let Start { state, generation, others, most } = start;
         let states = others.iter().map(|_| model.again(&state)).collect::<Result<Vec<_>>>()?;
+        let count = if others.is_empty() { Answers::One } else { Answers::Several };
         let text = |answer, state, generation| Text {
             key,
             answer,
+            count,
             state,
             generation,
             most,
@@ -338,11 +349,16 @@ impl<Key, State> Text<Key, State> {
 
     /// Chooses its next token, if it has read all before it.
     fn take<Request: ?Sized>(&mut self, model: &impl Steps<Request, State = State>, logits: Logits) {
-        let next = match logits {
+        let mut next = match logits {
             Ok(None) => return,
             Ok(Some(mut logits)) => self.generation.accept(&mut logits),
             Err(error) => Err(error),
         };
+        if let (Ok(GenerationStep { chunk, finished: Some(whole), .. }), Answers::Several) =
+            (&mut next, self.count)
+        {
+            chunk.get_or_insert_default().end = Some(AnswerEnd::new(whole.finish_reason, whole.usage));
+        }
         let is_news = match &next {
             Ok(GenerationStep { finished: Some(_), .. }) | Err(_) => true,
             Ok(next) => {

@@ -19,7 +19,7 @@ use crate::limits::{
     MAX_STOP_TOKENS, MAX_STOPS, MAX_TOKENS, MAX_TOOL_BYTES, MAX_TOP_LOGPROBS,
 };
 pub use constraint::Constraint;
-pub use output::{Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
+pub use output::{AnswerEnd, Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingDefaults};
 pub use tools::{Tool, ToolCall, ToolChoice};
 

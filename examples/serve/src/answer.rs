@@ -5,7 +5,7 @@ use std::future::ready;
 use axum::http::StatusCode;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use candle_actors::{Completion, FinishReason, TextChunk, TokenLogprobs, ToolCall, Usage};
+use candle_actors::{AnswerEnd, Completion, FinishReason, TextChunk, TokenLogprobs, ToolCall, Usage};
 use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Map, Value, json};
 
@@ -35,13 +35,15 @@ struct Answer {
     choices: usize,
     form: Form,
     usage: Usage,
-    /// Choices that have begun, and the number of those that have ended.
+    /// Choices that have begun, and those that have ended.
     begun: Vec<bool>,
+    ended: Vec<bool>,
     /// Calls of tools of each choice so far.
     called: Vec<usize>,
     /// Characters of each choice so far.
     characters: Vec<usize>,
-    ended: usize,
+    /// Number of prompts whose answers are all whole.
+    whole: usize,
 }
 
 /// Writes these texts, each of which asks for `choices` answers to a prompt, and answers in this form.
@@ -58,10 +60,23 @@ pub(crate) async fn answer(
 ) -> Result<Response, ApiError> {
     let id = server.next_id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" });
     let answers = writings.len() * choices;
-    let (begun, characters, called) = (vec![false; answers], vec![0; answers], vec![0; answers]);
+    let (begun, ended) = (vec![false; answers], vec![false; answers]);
+    let (characters, called) = (vec![0; answers], vec![0; answers]);
     let (created, usage) = (seconds(), Usage::default());
-    let mut answer =
-        Answer { endpoint, id, created, model, choices, form, usage, begun, called, characters, ended: 0 };
+    let mut answer = Answer {
+        endpoint,
+        id,
+        created,
+        model,
+        choices,
+        form,
+        usage,
+        begun,
+        ended,
+        called,
+        characters,
+        whole: 0,
+    };
     if form == Form::Whole {
         let completions = whole(writings).await?;
         completions.iter().try_for_each(|completion| has_all(completion, choices))?;
@@ -78,6 +93,12 @@ pub(crate) async fn answer(
         })
     });
     streamed(events.chain(stream::once(ready(Ok(done()))))).await
+}
+
+/// True if a piece has more than the end of its answer.
+fn has_news(chunk: &TextChunk) -> bool {
+    let has_text = !chunk.text.is_empty() || !chunk.reasoning.is_empty();
+    chunk.end.is_none() || has_text || !chunk.tool_calls.is_empty() || !chunk.logprobs.is_empty()
 }
 
 /// A model of another make may know nothing of several answers.
@@ -159,27 +180,42 @@ impl Answer {
             Piece::Text(chunk) => {
                 let index = first + chunk.answer;
                 events.extend(self.beginning(index));
+                let (end, has_news) = (chunk.end, has_news(&chunk));
                 let content = match self.endpoint {
                     Endpoint::Chat => self.delta(index, &chunk),
                     Endpoint::Completions => chunk.text.into(),
                 };
-                events.push(self.part(index, content, &chunk.logprobs, None));
+                if has_news {
+                    events.push(self.part(index, content, &chunk.logprobs, None));
+                }
+                events.extend(end.and_then(|end| self.end(index, end)));
             }
             Piece::End(completion) => {
+                self.whole += 1;
                 for (index, completion) in (first..).zip(completion.answers()) {
                     events.extend(self.beginning(index));
-                    let nothing = if self.endpoint == Endpoint::Chat { json!({}) } else { json!("") };
-                    self.count(index, completion.usage);
-                    self.ended += 1;
-                    events.push(self.part(index, nothing, &[], Some(completion.finish_reason)));
+                    let end = AnswerEnd::new(completion.finish_reason, completion.usage);
+                    events.extend(self.end(index, end));
                 }
             }
         }
-        if self.ended == self.begun.len() && self.form == Form::StreamedWithUsage {
+        let is_whole = self.whole * self.choices == self.begun.len();
+        if is_whole && self.form == Form::StreamedWithUsage {
             let usage = Some(usage(self.usage));
             events.push(event(&self.object(self.part_object(), Vec::new(), usage)));
         }
         events
+    }
+
+    /// The event after the last piece of an answer, once.
+    fn end(&mut self, index: usize, end: AnswerEnd) -> Option<Event> {
+        let ended = self.ended.get_mut(index)?;
+        if std::mem::replace(ended, true) {
+            return None;
+        }
+        self.count(index, end.usage);
+        let nothing = if self.endpoint == Endpoint::Chat { json!({}) } else { json!("") };
+        Some(self.part(index, nothing, &[], Some(end.finish_reason)))
     }
 
     /// The event before the first piece of an answer: a chat says who speaks.

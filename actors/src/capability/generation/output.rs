@@ -87,10 +87,15 @@ pub struct TextChunk {
     /// Number of the answer that it is a piece of, from 0, where the request asks for several.
     #[serde(skip_serializing_if = "is_zero")]
     pub answer: usize,
+    /// The end of that answer, in its last chunk, where the request asks for several; the others may go on. The output of the
+    /// stream has the ends of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<AnswerEnd>,
 }
 
 setters! { TextChunk {
     with_answer(answer: usize);
+    with_end(end: impl Into<Option<AnswerEnd>>) Into::into;
     with_reasoning(reasoning: impl Into<String>) Into::into;
     with_tool_calls(tool_calls: Vec<ToolCall>);
     with_logprobs(logprobs: Vec<TokenLogprobs>);
@@ -131,6 +136,31 @@ pub enum FinishReason {
     ToolCalls,
     /// `max_tokens` or the context was reached.
     Length,
+}
+
+/// The end of one of several answers to a prompt.
+///
+/// ```
+/// use model_actors::{AnswerEnd, FinishReason, TextChunk, Usage};
+/// let end = AnswerEnd::new(FinishReason::Length, Usage::new(9, 16));
+/// let last = TextChunk::from(" of water").with_answer(1).with_end(end);
+/// assert_eq!(last.end.map(|end| end.finish_reason), Some(FinishReason::Length));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AnswerEnd {
+    /// Reason for it.
+    pub finish_reason: FinishReason,
+    /// Numbers of tokens in and out; the prompt's, which the answers share, are in each.
+    #[serde(default)]
+    pub usage: Usage,
+}
+
+impl AnswerEnd {
+    /// An end for this reason, after so many tokens.
+    pub const fn new(finish_reason: FinishReason, usage: Usage) -> Self {
+        Self { finish_reason, usage }
+    }
 }
 
 /// Numbers of tokens in and out.

@@ -81,12 +81,35 @@ async fn ends_seeds_and_several_answers_are_as_asked() {
         let choices = answer["choices"].as_array().unwrap();
         choices.iter().map(|choice| choice["message"]["content"].to_string()).collect()
     };
-    let (first, again) = (ask(wild.clone()).await, ask(wild).await);
+    let (first, again) = (ask(wild.clone()).await, ask(wild.clone()).await);
     assert_eq!(texts(&first).len(), 3);
     assert_eq!(texts(&first), texts(&again));
     assert!(texts(&first)[0] != texts(&first)[1], "{first}");
     let alone = ask(json!({ "max_tokens": 12 })).await;
     assert_eq!(first["usage"]["prompt_tokens"], alone["usage"]["prompt_tokens"], "a prompt counts once");
+
+    // One ends before the others, and a stream says so then.
+    let texts = texts(&first);
+    let letters: Vec<char> = texts[0].trim_matches('"').chars().collect();
+    let mut pieces = letters.windows(2).map(|pair| pair.iter().collect::<String>());
+    let stop = pieces.find(|piece| !texts[1].contains(piece) && !texts[2].contains(piece)).unwrap();
+    let cut = with(wild, json!({ "stop": stop }));
+    let whole = ask(cut.clone()).await;
+    let streamed = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let asked = with(with(chat(QUESTION), cut), streamed);
+    let (mut events, done) = server.client.post("/v1/chat/completions", &asked).await.events().await;
+    assert_eq!((done, &events.pop().unwrap()["usage"]), (true, &whole["usage"]));
+    let choices: Vec<&Value> = events.iter().map(|event| &event["choices"][0]).collect();
+    let places = [0, 1, 2].map(|index| {
+        let own = || choices.iter().enumerate().filter(move |(_, choice)| choice["index"] == index);
+        let ends: Vec<_> = own().filter(|(_, choice)| !choice["finish_reason"].is_null()).collect();
+        let [(place, end)] = ends[..] else { panic!("{ends:?}") };
+        assert_eq!(end["finish_reason"], whole["choices"][index]["finish_reason"]);
+        assert!(own().all(|(other, _)| other <= place), "nothing comes after the end of a choice");
+        place
+    });
+    assert_eq!(choices[places[0]]["finish_reason"], "stop");
+    assert!(places[0] + 2 < places[1].min(places[2]), "{places:?}");
     assert!(server.end().await.unwrap().is_clean());
 }
 
