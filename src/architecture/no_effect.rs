@@ -450,10 +450,11 @@ const OF_TYPES: &[OfTypes] = &[
     (
         &["AutoencoderTiny"],
         &[
-            // Of the encoder, which is not read, and of latents kept as bytes.
+            // Of the encoder where it is not read: that of previews, or none.
             ("in_channels", "*"),
             ("encoder_block_out_channels", "*"),
             ("num_encoder_blocks", "*"),
+            // Of latents kept as bytes.
             ("latent_magnitude", "*"),
             ("latent_shift", "*"),
             // A second name of the decoder's widths.

@@ -56,8 +56,10 @@ use pipeline::Read;
 /// new family is its file and its line here.
 const FAMILIES: &[Family<Read>] = &[
     stable_diffusion::FAMILY,
+    stable_diffusion::FAMILY_INPAINT,
     stable_diffusion::FAMILY_LCM,
     stable_diffusion_xl::FAMILY,
+    stable_diffusion_xl::FAMILY_INPAINT,
     sd3::FAMILY,
     flux::FAMILY,
 ];

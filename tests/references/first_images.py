@@ -50,6 +50,11 @@ FLOW = {"size": (24, 16), "guidance": 3.5, "steps": 5, "noise": 3}
 FAMILIES = {
     "sd15": (diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionInpaintPipeline, STABLE),
     "sdxl": (diffusers.StableDiffusionXLImg2ImgPipeline, diffusers.StableDiffusionXLInpaintPipeline, STABLE),
+    # What stands in for the autoencoder draws nothing.
+    "sd_tiny": (diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionInpaintPipeline, STABLE),
+    # Their networks take the mask and the image beside the latents.
+    "sd_inpaint": (None, diffusers.StableDiffusionInpaintPipeline, STABLE),
+    "sdxl_inpaint": (None, diffusers.StableDiffusionXLInpaintPipeline, STABLE),
     "lcm": (diffusers.LatentConsistencyModelImg2ImgPipeline, None, STABLE | {"guidance": 8.5, "steps": 4}),
     "sd35": (diffusers.StableDiffusion3Img2ImgPipeline, diffusers.StableDiffusion3InpaintPipeline, FLOW),
     "flux_dev": (diffusers.FluxImg2ImgPipeline, diffusers.FluxInpaintPipeline, FLOW),
@@ -77,6 +82,15 @@ def mask(width, height):
 def cases(name):
     """What is asked: the first of several is compared with the picture's own size."""
     own = {"scheduler": None, "mask": False, "image": "image"}
+    if not FAMILIES[name][0]:
+        own["mask"] = True
+        yield own | {"name": "masked", "strength": 1.0}
+        yield own | {"name": "masked_in_part", "strength": 0.7}
+        yield own | {"name": "resized", "strength": 0.7, "image": "odd_image"}
+        # A request without a mask paints all of it anew, as a white one does here.
+        yield own | {"name": "unmasked", "strength": 0.8, "white": True}
+        yield own | {"name": "whole", "strength": 1.0, "white": True}
+        return
     yield own | {"name": "half", "strength": 0.5}
     yield own | {"name": "most", "strength": 0.8}
     yield own | {"name": "whole", "strength": 1.0}
@@ -106,7 +120,8 @@ def paint(name, pipes, case, images, settings):
         "output_type": "latent",
     }
     if case["mask"]:
-        options["mask_image"] = Image.fromarray(images["mask"])
+        shown = np.full_like(images["mask"], 255) if case.get("white") else images["mask"]
+        options["mask_image"] = Image.fromarray(shown)
     if case["mask"] or name in ("flux_dev", "sd35"):
         options |= {"width": width, "height": height}
     if name == "sd35":
@@ -119,11 +134,18 @@ def paint(name, pipes, case, images, settings):
     return latents
 
 
+def drawn(encoded):
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample()
+
+
 @torch.no_grad()
 def record(name, folder):
     from_image, masked, settings = FAMILIES[name]
-    pipes = {False: from_image.from_pretrained(folder, torch_dtype=torch.float32)}
-    if masked:
+    half = "fp16" if list(folder.glob("unet/*.fp16.*")) else None
+    pipes = {False: (from_image or masked).from_pretrained(folder, torch_dtype=torch.float32, variant=half)}
+    if masked and not from_image:
+        pipes[True] = pipes[False]
+    elif masked:
         pipes[True] = masked.from_pipe(pipes[False]) if name == "sd35" else masked(**pipes[False].components)
     for pipe in pipes.values():
         pipe.set_progress_bar_config(disable=True)
@@ -142,12 +164,13 @@ def record(name, folder):
     colours = torch.from_numpy(images["image"]).permute(2, 0, 1)[None].float() / 255 * 2 - 1
     noise.used = 0
     config = pipe.vae.config
-    encoded = pipe.vae.encode(colours).latent_dist.sample()
+    encoded = drawn(pipe.vae.encode(colours))
     tensors["encoded"] = (encoded - (config.shift_factor or 0.0)) * config.scaling_factor
     asked = []
     for case in cases(name):
         tensors[case["name"]] = paint(name, pipes, case, images, settings).contiguous()
-        asked.append({key: case[key] for key in ("name", "scheduler", "strength", "image", "mask")})
+        told = {key: case[key] for key in ("name", "scheduler", "strength", "image")}
+        asked.append(told | {"mask": case["mask"] and not case.get("white", False)})
         print(f"  {case['name']}: std {tensors[case['name']].std():.3f}, {noise.used // count} times noise")
     case = {"prompt": PROMPT, "steps": settings["steps"], "guidance": settings["guidance"], "size": settings["size"]}
     (folder / "first_image.json").write_text(json.dumps(case | {"cases": asked}, indent=1) + "\n")

@@ -27,7 +27,9 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -190,12 +192,28 @@ def make_sd21(folder: Path, generator: torch.Generator):
     return pipe, {"shards": "unet", "numbers": {"vae": torch.float16}}
 
 
-def make_xl(folder: Path, scheduler) -> StableDiffusionXLPipeline:
+def make_sd_inpaint(folder: Path, generator: torch.Generator):
+    """A UNet that takes a mask and the image without what the mask leaves; first_images.py records what it paints."""
+    tokenizer = words_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    pipe = StableDiffusionInpaintPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=text_encoder(tokenizer, CLIPTextModel, 2, 32, "quick_gelu", True),
+        tokenizer=tokenizer,
+        unet=unet(cross_attention_dim=32, attention_head_dim=4, in_channels=9),
+        scheduler=PNDMScheduler(**SHARED, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"half": True}
+
+
+def make_xl(folder: Path, scheduler, kind=StableDiffusionXLPipeline, **network) -> StableDiffusionXLPipeline:
     tokenizer = words_tokenizer(folder / "tokenizer", "<|endoftext|>")
     tokenizer_2 = words_tokenizer(folder / "tokenizer_2", "!")
     first = text_encoder(tokenizer, CLIPTextModel, 3, 16, "quick_gelu", True)
     second = text_encoder(tokenizer_2, CLIPTextModelWithProjection, 3, 16, "gelu", False)
-    return StableDiffusionXLPipeline(
+    return kind(
         vae=autoencoder(0.13025),
         text_encoder=first,
         text_encoder_2=second,
@@ -213,6 +231,7 @@ def make_xl(folder: Path, scheduler) -> StableDiffusionXLPipeline:
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=24 + 6 * 8,
+            **network,
         ),
         scheduler=scheduler,
         add_watermarker=False,
@@ -223,6 +242,11 @@ def make_sdxl(folder: Path, generator: torch.Generator):
     scheduler = EulerDiscreteScheduler(**SHARED, steps_offset=1, timestep_spacing="leading")
     numbers = {"vae": torch.float16, "text_encoder": torch.float16, "unet": torch.bfloat16}
     return make_xl(folder, scheduler), {"numbers": numbers}
+
+
+def make_sdxl_inpaint(folder: Path, generator: torch.Generator):
+    scheduler = EulerDiscreteScheduler(**SHARED, steps_offset=1, timestep_spacing="leading")
+    return make_xl(folder, scheduler, StableDiffusionXLInpaintPipeline, in_channels=9), {"half": True}
 
 
 def make_sdxl_turbo(folder: Path, generator: torch.Generator):
@@ -279,6 +303,7 @@ def make_lcm(folder: Path, generator: torch.Generator):
 
 FAMILIES = {"sd15": make_sd15, "sd21": make_sd21, "sdxl": make_sdxl, "sdxl_turbo": make_sdxl_turbo}
 FAMILIES |= {"sd_turbo": make_sd_turbo, "sd_tiny": make_sd_tiny, "lcm": make_lcm}
+FAMILIES |= {"sd_inpaint": make_sd_inpaint, "sdxl_inpaint": make_sdxl_inpaint}
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "pndm": PNDMScheduler,
@@ -469,6 +494,8 @@ def make(name: str, folder: Path) -> None:
             pad = getattr(pipe, part).pad_token
             shutil.rmtree(folder / part)
             words_tokenizer(folder / part, pad)
+    if pipe.unet.config.in_channels == 9:
+        return
     pipe = type(pipe).from_pretrained(folder, variant="fp16" if options.get("half") else None, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn((NOISES, 4, 8, 8), generator=generator)

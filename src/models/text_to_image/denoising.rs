@@ -1,7 +1,7 @@
 //! The denoising loop of one image, which all families share: one step at a time, so that a worker can
 //! interleave several images and look in between who still waits.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use model_actors::{PaintStep, Picture};
 
 use super::decode::{to_colours, to_picture};
@@ -64,28 +64,38 @@ impl DenoisingLoop {
         let scheduler = pipeline.scheduler(settings)?;
         let (rows, columns) = (settings.height / space.scale, settings.width / space.scale);
         let image = settings.image.as_ref();
-        let encode = |image: &FirstImage, noise: &mut Noise| {
-            pipeline.encode(&to_colours(&image.picture, device)?, noise, watch)
+        let paints_around = pipeline.takes_masked_images();
+        let is_whole = |image: &FirstImage| image.strength == 1.0 && (paints_around || image.mask.is_some());
+        let begins_anew = image.is_none_or(is_whole);
+        // What stays is put back from the image, unless the network has it beside the latents.
+        let encode = |image: &FirstImage| {
+            let colours = to_colours(&image.picture, device)?;
+            pipeline.encode(&colours, &mut noise, watch)
         };
-        let own = image.map(|image| encode(image, &mut noise)).transpose()?;
+        let own = image.filter(|_| !(begins_anew && paints_around)).map(encode).transpose()?;
         let drawn = noise.next(&[1, space.channels, rows, columns], device)?;
-        let begins_anew = image.is_none_or(|image| image.mask.is_some() && image.strength == 1.0);
         let latents = match &own {
             Some(own) if !begins_anew => scheduler.add_noise(0, own, &drawn)?,
             _ => (&drawn * scheduler.init_noise_sigma())?,
         };
-        let kept = match (own, image.and_then(|image| image.mask.as_ref())) {
-            (Some(latents), Some(mask)) => {
-                let mask: Vec<f32> = mask.iter().map(|anew| f32::from(u8::from(*anew))).collect();
-                Some(Kept {
-                    latents,
-                    noise: drawn,
-                    mask: Tensor::from_vec(mask, (1, 1, rows, columns), device)?,
-                })
+        let mask = image.and_then(|image| image.mask_of_latents(space.scale));
+        let mask = mask.map(|mask| Tensor::from_vec(mask, (1, 1, rows, columns), device)).transpose()?;
+        let beside = match paints_around {
+            true => {
+                let colours = masked_colours(settings, device)?;
+                let around = pipeline.encode(&colours, &mut noise, watch)?;
+                // Without a mask, all of it is painted.
+                let anew = || Tensor::ones((1, 1, rows, columns), DType::F32, device);
+                let mask = mask.as_ref().map_or_else(anew, |mask| Ok(mask.clone()))?;
+                Some(Tensor::cat(&[&mask, &around], 1)?)
             }
+            false => None,
+        };
+        let kept = match (own, mask) {
+            (Some(latents), Some(mask)) if !paints_around => Some(Kept { latents, noise: drawn, mask }),
             _ => None,
         };
-        let conditioning = pipeline.encode_prompt(settings, watch)?;
+        let conditioning = Conditioning { beside, ..pipeline.encode_prompt(settings, watch)? };
         let preview_scale = settings.preview.then_some(space.scale);
         Ok(Self { latents, conditioning, scheduler, noise, calls: 0, preview_scale, kept })
     }
@@ -125,6 +135,17 @@ impl DenoisingLoop {
     pub(super) fn latents(&self) -> &Tensor {
         &self.latents
     }
+}
+
+/// Colours of the first image, grey where it is painted anew; without an image, all of it is.
+fn masked_colours(settings: &Settings, device: &Device) -> Result<Tensor> {
+    let Settings { width, height, .. } = *settings;
+    let Some(FirstImage { picture, mask: Some(mask), .. }) = &settings.image else {
+        return Ok(Tensor::zeros((1, 3, height, width), DType::F32, device)?);
+    };
+    let stays: Vec<f32> = mask.iter().map(|anew| f32::from(u8::from(!anew))).collect();
+    let stays = Tensor::from_vec(stays, (1, 1, height, width), device)?;
+    Ok(to_colours(picture, device)?.broadcast_mul(&stays)?)
 }
 
 /// Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `negative + guidance · (positive -

@@ -158,6 +158,7 @@ impl Pipeline for LoadedFlux {
             pooled_prompt_embeddings: Some(self.clip.encode(&prompts, watch)?.pooled),
             prompt_embeddings: self.t5.encode(&prompts, watch)?,
             guidance: settings.guidance,
+            beside: None,
         })
     }
 

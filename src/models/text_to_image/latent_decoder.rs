@@ -9,14 +9,13 @@ use super::layers::ScopedReader;
 use super::noise::Noise;
 use super::pipeline::Watch;
 use super::repository::{Component, ComponentWeights, Repository, invalid};
-use super::tiny_autoencoder::{self, TinyAutoencoder, TinyConfig};
+use super::tiny_autoencoder::{self, Parts, TinyAutoencoder, TinyConfig};
 use crate::error::{Error, Result};
 
 const FOLDER: &str = autoencoder::COMPONENT.folder;
 
 /// The tiny autoencoder in place of the large one.
-const TINY: Component =
-    Component { folder: FOLDER, file: Component::DIFFUSERS, is_loaded: tiny_autoencoder::is_decoder };
+const TINY: Component = Component { folder: FOLDER, file: Component::DIFFUSERS, is_loaded: |_| true };
 /// The one that makes previews.
 const PREVIEW: Component =
     Component { folder: "taesd/", file: Component::DIFFUSERS, is_loaded: tiny_autoencoder::is_decoder };
@@ -100,12 +99,12 @@ impl DecoderConfig {
         let root = ScopedReader::root(&reader);
         let picture = match &self.picture {
             Kind::Large(config) => Loaded::Large(Box::new(config.load(&root)?)),
-            Kind::Tiny(config) => Loaded::Tiny(config.load(&root)?),
+            Kind::Tiny(config) => Loaded::Tiny(config.load(&root, Parts::Both)?),
         };
         let preview = match &self.preview {
             Some(config) => {
                 let reader = weights.of(PREVIEW.folder)?.reader("", device, context);
-                Some(config.load(&ScopedReader::root(&reader))?)
+                Some(config.load(&ScopedReader::root(&reader), Parts::Decoder)?)
             }
             None => None,
         };
@@ -133,7 +132,7 @@ impl Decoder {
     pub(super) fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
         let encoded = match &self.picture {
             Loaded::Large(autoencoder) => autoencoder.encode(colours, noise, watch)?,
-            Loaded::Tiny(_) => None,
+            Loaded::Tiny(autoencoder) => autoencoder.encode(colours, watch)?,
         };
         encoded.ok_or_else(|| {
             Error::InvalidInput(

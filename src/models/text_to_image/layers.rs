@@ -76,15 +76,11 @@ impl<'a> ScopedReader<'a> {
         Convolution::new(&weight, self.tensor("bias", &[channels])?, stride, 0)
     }
 
-    /// A padded one without a bias.
-    pub(super) fn convolution_without_bias(
-        &self,
-        in_channels: usize,
-        out_channels: usize,
-    ) -> Result<Convolution> {
-        let weight = self.tensor("weight", &[out_channels, in_channels, 3, 3])?;
-        let bias = Tensor::zeros(out_channels, weight.dtype(), weight.device())?;
-        Convolution::new(&weight, bias, 1, 1)
+    /// A padded one without a bias, from as many channels to as many.
+    pub(super) fn convolution_without_bias(&self, channels: usize, stride: usize) -> Result<Convolution> {
+        let weight = self.tensor("weight", &[channels, channels, 3, 3])?;
+        let bias = Tensor::zeros(channels, weight.dtype(), weight.device())?;
+        Convolution::new(&weight, bias, stride, 1)
     }
 
     pub(super) fn group_norm(&self, groups: usize, channels: usize, epsilon: f64) -> Result<GroupNorm> {

@@ -18,7 +18,7 @@ use crate::loader::{WorkerModel, standalone_model};
 ///
 /// Previews are decoded as the picture is, at a low resolution. A tiny autoencoder (TAESD) in the folder `taesd` of the
 /// model's repository, with its `config.json` and its weights as diffusers saves them, makes them in its place; one in
-/// the folder `vae` makes the pictures too.
+/// the folder `vae` makes the pictures too, and encodes the image that a request begins with.
 ///
 /// ```no_run
 /// use candle_actors::{Source, StandaloneModel, TextToImageModel};

@@ -37,6 +37,11 @@ pub(super) trait Pipeline: Send + Sync {
     /// # Errors
     /// [`Error::InvalidInput`] for an unknown name, which lists the known ones, and for more steps than the schedule has.
     fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>>;
+    /// True for a network that takes a mask and the image without what the mask leaves beside the latents, which it paints
+    /// around (inpainting).
+    fn takes_masked_images(&self) -> bool {
+        false
+    }
     /// Runs the text encoders.
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning>;
     /// Runs the denoising network at a timestep. The latents `(1, channels, height, width)` are the same for
@@ -135,8 +140,19 @@ pub(super) struct FirstImage {
     pub(super) picture: Picture,
     /// The part of the steps that are taken, above 0 to 1.
     pub(super) strength: f64,
-    /// Places to be painted anew: true for each latent, row by row.
+    /// Places to be painted anew, of each pixel, row by row.
     pub(super) mask: Option<Vec<bool>>,
+}
+
+impl FirstImage {
+    /// 1 for each latent of so many pixels a side that is painted anew, 0 for one that stays. A latent takes the pixel in its
+    /// first corner, as the reference's nearest neighbour is.
+    pub(super) fn mask_of_latents(&self, scale: usize) -> Option<Vec<f32>> {
+        let (mask, width) = (self.mask.as_ref()?, self.picture.width);
+        let rows = mask.chunks(width.max(1)).step_by(scale);
+        let numbers = rows.flat_map(|row| row.iter().step_by(scale));
+        Some(numbers.map(|anew| f32::from(u8::from(*anew))).collect())
+    }
 }
 
 impl Settings {
@@ -178,6 +194,8 @@ pub(super) struct Conditioning {
     pub(super) pooled_prompt_embeddings: Option<Tensor>,
     /// Scale of the guidance; used with two rows, or by a model that takes it as an input.
     pub(super) guidance: f64,
+    /// Channels that a model takes beside the latents: `(1, channels, height, width)`.
+    pub(super) beside: Option<Tensor>,
 }
 
 impl Conditioning {

@@ -108,7 +108,7 @@ impl TextToImagePlan {
         let (width, height) = request.size.or(own).unwrap_or((defaults.width, defaults.height));
         self.check_size(width, height)?;
         let mask = request.mask.as_ref().map(pixels).transpose()?;
-        let mask = mask.map(|mask| mask_of_latents(mask, (width, height), space.scale)).transpose()?;
+        let mask = mask.map(|mask| mask_of(mask, (width, height))).transpose()?;
         let strength = request.strength.unwrap_or(if mask.is_some() { 1.0 } else { STRENGTH });
         let first_image = |image| {
             let picture = resize(image, width, height, Filter::Lanczos)?;
@@ -150,16 +150,10 @@ fn pixels(image: &ImageSource) -> Result<&Picture> {
     image.pixels().ok_or_else(undecoded)
 }
 
-/// The mask of latents: that of the picture's size, of which each latent takes the pixel in its first corner, as the
-/// reference's nearest neighbour is. A pixel counts as white from the middle on.
-fn mask_of_latents(mask: &Picture, (width, height): (usize, usize), scale: usize) -> Result<Vec<bool>> {
+/// The mask of the picture's size. A pixel counts as white, to be painted anew, from the middle on.
+fn mask_of(mask: &Picture, (width, height): (usize, usize)) -> Result<Vec<bool>> {
     let mask = resize(mask, width, height, Filter::Lanczos)?;
-    let is_white = |row: usize, column: usize| {
-        let first = (row * width + column) * 3;
-        mask.rgb.get(first..first + 3).is_some_and(|rgb| luma(rgb) >= 128)
-    };
-    let places = (0..height / scale).flat_map(|row| (0..width / scale).map(move |column| (row, column)));
-    Ok(places.map(|(row, column)| is_white(row * scale, column * scale)).collect())
+    Ok(mask.rgb.chunks_exact(3).map(|rgb| luma(rgb) >= 128).collect())
 }
 
 /// Brightness of a pixel, as Pillow's mode `L` has it.

@@ -203,6 +203,7 @@ impl Pipeline for LoadedStableDiffusion3 {
             prompt_embeddings: Tensor::cat(&[clip, t5], 1)?,
             pooled_prompt_embeddings: Some(Tensor::cat(&[first_pooled, second_pooled], 1)?),
             guidance: settings.guidance,
+            beside: None,
         })
     }
 

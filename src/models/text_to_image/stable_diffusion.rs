@@ -22,6 +22,10 @@ use crate::error::{Error, Result};
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionPipeline", architectures: &[], read: |_, _| Ok(read) };
 
+/// The same for repositories that paint anew what a mask says, whose UNet may take the mask and the image beside the latents.
+pub(super) const FAMILY_INPAINT: Family<Read> =
+    Family { model_type: "StableDiffusionInpaintPipeline", architectures: &[], read: |_, _| Ok(read) };
+
 /// The entry of latent consistency models, which take the guidance as an input.
 pub(super) const FAMILY_LCM: Family<Read> =
     Family { model_type: "LatentConsistencyModelPipeline", architectures: &[], read: |_, _| Ok(read_lcm) };
@@ -101,7 +105,12 @@ impl Pipeline for LoadedStableDiffusion {
             prompt_embeddings: encoded.last_hidden_state,
             pooled_prompt_embeddings: None,
             guidance: settings.guidance,
+            beside: None,
         })
+    }
+
+    fn takes_masked_images(&self) -> bool {
+        self.network.takes_masked_images
     }
 
     fn predict(
@@ -139,9 +148,11 @@ impl Network {
         let unet = UnetConfig::read(repository)?;
         let autoencoder = DecoderConfig::read(repository)?;
         let channels = autoencoder.latent_channels;
-        if unet.in_channels != channels || unet.out_channels != channels {
+        let masked = masked_channels(channels);
+        if ![channels, masked].contains(&unet.in_channels) || unet.out_channels != channels {
             let reason = format!(
-                "its UNet takes {} channels and gives {}; its autoencoder has {channels}",
+                "its UNet takes {} channels and gives {}; its autoencoder has {channels}, and with a mask and an image \
+                 beside them {masked}",
                 unet.in_channels, unet.out_channels
             );
             return Err(invalid(&repository.path, reason));
@@ -170,7 +181,7 @@ impl Network {
 
     pub(super) fn latent_space(&self) -> LatentSpace {
         let scale = self.autoencoder.scale();
-        LatentSpace { channels: self.unet.in_channels, scale, multiple: scale }
+        LatentSpace { channels: self.autoencoder.latent_channels, scale, multiple: scale }
     }
 
     pub(super) fn scratch(&self, pixels: usize) -> Bytes {
@@ -191,6 +202,7 @@ impl Network {
             autoencoder: self.autoencoder.load(weights, device, context)?,
             schedule: self.schedule.clone(),
             takes_guidance: self.unet.guidance_width().is_some(),
+            takes_masked_images: self.unet.in_channels == masked_channels(self.autoencoder.latent_channels),
         })
     }
 }
@@ -202,6 +214,12 @@ pub(super) struct LoadedNetwork {
     pub(super) schedule: Schedule,
     /// True if the scale of the guidance is an input of the UNet.
     takes_guidance: bool,
+    pub(super) takes_masked_images: bool,
+}
+
+/// Channels of latents with a mask and an image of as many channels beside them.
+fn masked_channels(latents: usize) -> usize {
+    latents.saturating_mul(2).saturating_add(1)
 }
 
 impl LoadedNetwork {
@@ -227,6 +245,10 @@ impl LoadedNetwork {
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         let rows = conditioning.prompt_embeddings.dim(0)?;
+        let latents = match &conditioning.beside {
+            Some(beside) => Tensor::cat(&[latents, beside], 1)?,
+            None => latents.clone(),
+        };
         let latents = latents.repeat((rows, 1, 1, 1))?;
         let (text, pooled) =
             (&conditioning.prompt_embeddings, conditioning.pooled_prompt_embeddings.as_ref());

@@ -21,6 +21,10 @@ use crate::error::Result;
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionXLPipeline", architectures: &[], read: |_, _| Ok(read) };
 
+/// The same for repositories that paint anew what a mask says.
+pub(super) const FAMILY_INPAINT: Family<Read> =
+    Family { model_type: "StableDiffusionXLInpaintPipeline", architectures: &[], read: |_, _| Ok(read) };
+
 const FIRST: Component =
     Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
 const SECOND: Component =
@@ -160,7 +164,12 @@ impl Pipeline for LoadedStableDiffusionXl {
             prompt_embeddings: hidden,
             pooled_prompt_embeddings: Some(self.with_sizes(&pooled, settings)?),
             guidance: settings.guidance,
+            beside: None,
         })
+    }
+
+    fn takes_masked_images(&self) -> bool {
+        self.network.takes_masked_images
     }
 
     fn predict(
