@@ -10,13 +10,25 @@ use tempfile::TempDir;
 
 use crate::{hot, regex, source};
 
-/// A family: the words of its template, and the mark that is its special token.
-const FAMILIES: [(&str, &str, &str); 4] = [
-    ("Hermes", "<tool_call> {\"name\": x, \"arguments\": y} </tool_call>", "<tool_call>"),
-    ("Llama", "tool_calls \"parameters\": ", "<|python_tag|>"),
-    ("Mistral", "[TOOL_CALLS]", "[TOOL_CALLS]"),
-    ("Mistral 11", "[TOOL_CALLS] [ARGS]", "[TOOL_CALLS]"),
+/// A family: the words of its template, the mark that is its special token, and whether it writes arguments as JSON.
+const FAMILIES: [(&str, &str, &str, Arguments); 8] = [
+    ("Hermes", "<tool_call> {\"name\": x, \"arguments\": y} </tool_call>", "<tool_call>", Arguments::Json),
+    ("Llama", "tool_calls \"parameters\": ", "<|python_tag|>", Arguments::Json),
+    ("Mistral", "[TOOL_CALLS]", "[TOOL_CALLS]", Arguments::Json),
+    ("Mistral 11", "[TOOL_CALLS] [ARGS]", "[TOOL_CALLS]", Arguments::Json),
+    ("Qwen3-Coder", "<tool_call> <function= <parameter=", "<tool_call>", Arguments::Plain),
+    ("FunctionGemma", "<start_function_call> <escape>", "<start_function_call>", Arguments::Plain),
+    ("Gemma 4", "<|tool_call> <tool_call|> <|\"|>", "<|tool_call>", Arguments::Plain),
+    ("Llama 4", "tool_calls \"parameters\": <|python_start|>", "<|python_start|>", Arguments::Json),
 ];
+/// Form of the arguments of calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arguments {
+    Json,
+    /// Texts as they are, which are held to no length.
+    Plain,
+}
+
 /// Number of the special token in the fixture's vocabulary.
 const MARK: u32 = 381;
 const THINKS: &str = "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}";
@@ -44,9 +56,13 @@ async fn family(words: &str, mark: &str) -> (TempDir, Engine, TextGenerator) {
     (folder, engine, model)
 }
 
-fn tools() -> Vec<Tool> {
+fn tools(arguments: Arguments) -> Vec<Tool> {
+    let text = match arguments {
+        Arguments::Json => json!({"type": "string", "maxLength": 6}),
+        Arguments::Plain => json!({"type": "string", "enum": ["Oslo", "Rome", "La Paz"]}),
+    };
     let city = json!({"type": "object", "properties": {
-        "city": {"type": "string", "maxLength": 6}, "days": {"type": "integer", "minimum": 1, "maximum": 7}
+        "city": text, "days": {"type": "integer", "minimum": 1, "maximum": 7}
     }, "required": ["city", "days"], "additionalProperties": false});
     let unit = json!({"type": "object", "properties": {"unit": {"enum": ["C", "F"]}}, "required": ["unit"], "additionalProperties": false});
     vec![
@@ -55,17 +71,17 @@ fn tools() -> Vec<Tool> {
     ]
 }
 
-fn asked(seed: u64) -> GenerateText {
+fn asked(arguments: Arguments, seed: u64) -> GenerateText {
     GenerateText::chat([Message::user("Rain?")])
-        .with_tools(tools())
+        .with_tools(tools(arguments))
         .with_sampling(hot(seed))
         .with_max_tokens(160)
 }
 
 /// Checks the calls of an answer, and gives their names.
-fn names(answer: &Completion) -> Vec<String> {
+fn names(arguments: Arguments, answer: &Completion) -> Vec<String> {
     let check = |call: &candle_actors::ToolCall| {
-        let tool = tools().into_iter().find(|tool| tool.name == call.name).unwrap();
+        let tool = tools(arguments).into_iter().find(|tool| tool.name == call.name).unwrap();
         assert!(jsonschema::is_valid(&tool.parameters, &call.arguments), "{call:?}");
         call.name.clone()
     };
@@ -74,7 +90,9 @@ fn names(answer: &Completion) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_satisfy_their_schemas_in_each_format_and_by_each_choice() {
-    for (name, words, mark) in FAMILIES {
+    for (name, words, mark, arguments) in FAMILIES {
+        let asked = |seed| asked(arguments, seed);
+        let names = |answer: &Completion| names(arguments, answer);
         let (_folder, engine, model) = family(words, mark).await;
         let (mut calls, mut several, mut free) = (0, 0, 0);
         for seed in 0..6 {
@@ -131,7 +149,7 @@ async fn calls_satisfy_their_schemas_in_each_format_and_by_each_choice() {
             Message::assistant("").with_tool_calls(told),
             Message::tool("None."),
         ]);
-        assert!(model.generate(again.with_tools(tools()).with_max_tokens(5)).await.is_ok());
+        assert!(model.generate(again.with_tools(tools(arguments)).with_max_tokens(5)).await.is_ok());
         assert!(engine.shutdown().await.is_clean());
     }
 }
@@ -142,7 +160,7 @@ async fn tools_that_cannot_be_offered_are_refused_by_their_names() {
     let bad = Tool::new("bad").with_parameters(
         json!({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": true}}}),
     );
-    let error = model.generate(asked(1).with_tools(vec![bad])).await.unwrap_err();
+    let error = model.generate(asked(Arguments::Json, 1).with_tools(vec![bad])).await.unwrap_err();
     println!("{error}");
     assert!(
         matches!(&error, Error::InvalidConstraint { constraint, place, .. } if constraint.ends_with("tool bad") && place == "/properties/a"),
@@ -159,7 +177,7 @@ async fn tools_that_cannot_be_offered_are_refused_by_their_names() {
             }
             words => family(words, "<|endoftext|>").await,
         };
-        let error = model.generate(asked(1)).await.unwrap_err();
+        let error = model.generate(asked(Arguments::Json, 1)).await.unwrap_err();
         assert!(matches!(&error, Error::InvalidInput(words) if words.contains(reason)), "{error}");
         assert!(engine.shutdown().await.is_clean());
     }
