@@ -345,6 +345,9 @@ fn no_call(reason: &str) -> Error {
     Error::UnexpectedOutput { reason: format!("the model's call of a tool cannot be read: {reason}") }
 }
 
+#[cfg(test)]
+#[path = "calls_sample.rs"]
+pub(super) mod sample;
 #[cfg(all(test, feature = "structured"))]
 #[path = "calls_tests.rs"]
 mod tests;

@@ -6,8 +6,8 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::ApproximateTokEnv;
 use llguidance::{Matcher, ParserFactory};
 
+use super::sample::ticket;
 use super::*;
-use crate::generation::parts::tests::ticket;
 
 const QWEN_CODER: &str = "tools <tool_call>\n<function=x>\n<parameter=y> arguments </tool_call>";
 const LLAMA_4: &str = "tools tool_calls '\"parameters\": ' <|python_start|>";

@@ -243,4 +243,4 @@ impl Parts {
 
 #[cfg(test)]
 #[path = "parts_tests.rs"]
-pub(super) mod tests;
+mod tests;

@@ -5,6 +5,7 @@ use model_actors::{Tool, ToolChoice};
 use serde_json::json;
 
 use super::*;
+use crate::generation::calls::sample::ticket;
 
 const HERMES: &str = "tools <tool_call>\n{\"name\": x, \"arguments\": y}\n</tool_call> <think> </think>";
 const LLAMA: &str = "tools tool_calls '\"parameters\": '";
@@ -14,29 +15,6 @@ const LLAMA_4: &str = "tools tool_calls '\"parameters\": ' <|python_start|>";
 const QWEN_CODER: &str = "tools <tool_call>\n<function=x>\n<parameter=y> arguments </tool_call>";
 const FUNCTION_GEMMA: &str = "tools <start_function_call>call:x{y:<escape>z<escape>}<end_function_call>";
 const GEMMA_4: &str = "tools <|tool_call>call:x{y:<|\"|>z<|\"|>}<tool_call|>";
-
-/// A tool with arguments of each kind.
-pub(in crate::generation) fn ticket() -> Tool {
-    Tool::new("ticket").with_parameters(json!({
-        "type": "object",
-        "properties": {
-            "class": { "enum": ["first", "second"] },
-            "count": { "type": "integer", "minimum": 1, "maximum": 9 },
-            "note": { "anyOf": [{ "type": "string" }, { "type": "null" }], "default": null },
-            "seat": { "$ref": "#/$defs/Seat" },
-            "stops": { "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 3 },
-            "to": { "type": "string", "description": "Where to" },
-            "window": { "type": ["boolean", "null"] },
-        },
-        "required": ["to", "stops"],
-        "additionalProperties": false,
-        "$defs": { "Seat": {
-            "type": "object",
-            "properties": { "row": { "type": "number" }, "side": { "type": "string" } },
-            "required": ["row"],
-        } },
-    }))
-}
 
 /// The call that the tests below make.
 fn to_bern() -> ToolCall {
