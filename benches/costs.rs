@@ -190,7 +190,7 @@ async fn adapters(arguments: &Arguments, folder: &Path, shape: Shape) {
     assert!(engine.shutdown().await.is_clean());
 }
 
-/// Tokens a second of so many streams after their first token.
+/// Tokens a second of so many streams, the reading of their short prompts included.
 async fn rate(
     model: &TextGenerator,
     streams: usize,

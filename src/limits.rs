@@ -121,6 +121,7 @@
 //! | T5's vocabulary, feed-forward width, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_INTERMEDIATE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
 //! | T5's buckets of relative positions, and the largest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
 //! | the same of a T5 that writes; its heads, and their biases of all distances | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576; `MAX_HEADS`, 256, and `MAX_BIASES`, 16,777,216; of `models/t5.rs` |
+//! | tokens that the files of a model of late interaction fill each query up to | `MAX_QUERY_TOKENS`, 1,024, of `models/text_embedding/late_interaction/config.rs` |
 //! | merges of CLIP's `merges.txt` | `MAX_MERGES` of `models/text_to_image/prompt.rs`, 262,144 |
 //! | tokens of a text to image prompt, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |

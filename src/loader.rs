@@ -265,21 +265,31 @@ impl Default for LoadOptions {
     }
 }
 
-/// Does two parts of a load at the same time, the first on a thread of its own.
+/// Does two parts of a load at the same time, the first on a thread of its own if one can be started.
 ///
 /// # Errors
-/// That of the first, then that of the second; [`Error::Compute`] if no thread can be started.
+/// [`Error::Stopped`] of either; that of the first, then that of the second.
 pub(crate) fn beside<A: Send, B>(
-    one: impl FnOnce() -> Result<A> + Send,
+    one: impl Fn() -> Result<A> + Sync,
     other: impl FnOnce() -> Result<B>,
 ) -> Result<(A, B)> {
+    let span = tracing::Span::current();
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("load".to_owned()).spawn_scoped(scope, one);
-        let thread = thread.map_err(|error| Error::compute(format!("no thread to load with: {error}")))?;
+        let thread = std::thread::Builder::new().name("load".to_owned());
+        let thread = thread.spawn_scoped(scope, || span.in_scope(&one));
         let other = other();
-        // A panic is the load's, as it would be on this thread.
-        let one = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok((one?, other?))
+        let one = match thread {
+            // A panic is the load's, as it would be on this thread.
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(error) => {
+                tracing::warn!(%error, "no thread could be started to load with; one part goes after the other");
+                one()
+            }
+        };
+        match (one, other) {
+            (_, Err(Error::Stopped)) => Err(Error::Stopped),
+            (one, other) => Ok((one?, other?)),
+        }
     })
 }
 

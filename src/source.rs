@@ -253,6 +253,11 @@ impl From<Place> for Files {
     }
 }
 
+/// The folder of a file; of a bare name this one.
+fn parent_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl Files {
     /// Opens a source. Only the files of a directory are looked at; nothing is fetched yet.
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub has settings"))]
@@ -265,10 +270,9 @@ impl Files {
                 if let Some(file) = gguf {
                     Folder::new(path, *follow_links).find(file)?;
                 }
-                let folder =
-                    if gguf.is_none() && path.is_file() { path.parent() } else { Some(path.as_path()) };
+                let folder = if gguf.is_none() && path.is_file() { parent_of(path) } else { path };
                 let find = |file: &String| {
-                    let found = Folder::new(folder.unwrap_or(path), *follow_links).find(file)?;
+                    let found = Folder::new(folder, *follow_links).find(file)?;
                     found.ok_or_else(|| Error::NoSuchFile { path: path.join(file) })
                 };
                 Ok(Self { projector: projector.as_ref().map(find).transpose()?, ..opened })

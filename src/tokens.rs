@@ -29,6 +29,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
 use tokenizers::models::bpe::BpeBuilder;
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{
@@ -45,7 +46,6 @@ pub(crate) use output_bounds::{MAX_ADDED_TOKENS, MAX_BYTES, MAX_MERGES, MAX_TOKE
 pub(crate) use pieces::Pieces;
 pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
-use reading::Steps;
 pub(crate) use settings::{QWEN2, TokenizerSettings};
 pub(crate) use special_names::{named_token, special_names};
 
@@ -207,11 +207,12 @@ impl Tokens {
         Self { rows: Some(rows), ..self }
     }
 
-    /// A tokenizer for prompts of a model, the steps around it, and the tokens that are matched before it.
+    /// A tokenizer for prompts of a model, the steps around it as `tokenizer.json` has them, and the tokens that are matched
+    /// before it.
     ///
     /// # Errors
     /// A sentence that names the fault.
-    pub(crate) fn of_bpe(model: BpeBuilder, steps: Steps, added: Vec<AddedToken>) -> Result<Self, String> {
+    pub(crate) fn of_bpe(model: BpeBuilder, steps: Value, added: Vec<AddedToken>) -> Result<Self, String> {
         Self::whole(reading::put_together(model, steps, added)?)
     }
 

@@ -23,9 +23,7 @@ const MAX_PIECE: usize = 256;
 /// # Errors
 /// A sentence about the setting that is not supported or makes no sense.
 pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
-    if gguf.tokens.len() > MAX_TOKENS {
-        return Err(format!("it has {} tokens; at most {MAX_TOKENS} are allowed", gguf.tokens.len()));
-    }
+    check_size(gguf, gguf.merges.len())?;
     let parts = match gguf.model.as_str() {
         "gpt2" => byte_level(gguf)?,
         "llama" => sentence_piece(gguf)?,
@@ -39,12 +37,25 @@ pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
         "post_processor": post_processor(gguf),
         "decoder": parts.decoder,
     });
-    let steps = serde_json::from_value(steps).map_err(|error| error.to_string())?;
     let tokens = Tokens::of_bpe(parts.model, steps, added_tokens(gguf)?)?.written_by(pieces(gguf));
     Ok(match special_tokens_of(gguf).bos {
         Some(beginning) if begins(gguf) => tokens.around_chats(beginning),
         _ => tokens,
     })
+}
+
+/// Refuses a vocabulary with so many merges that is larger than that of a `tokenizer.json` may be.
+fn check_size(gguf: &GgufTokenizer, merges: usize) -> Result<(), String> {
+    let tokens = gguf.tokens.len();
+    if tokens > MAX_TOKENS {
+        return Err(format!("it has {tokens} tokens; at most {MAX_TOKENS} are allowed"));
+    }
+    if merges > MAX_MERGES.saturating_sub(tokens / 3) {
+        return Err(format!(
+            "it has {merges} merges for {tokens} tokens; at most {MAX_MERGES} are allowed, less one for three tokens"
+        ));
+    }
+    Ok(())
 }
 
 /// The text of each token, as `token_to_piece` of llama.cpp writes it.
@@ -116,9 +127,6 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
                 .to_owned(),
         );
     }
-    if gguf.merges.len() > MAX_MERGES {
-        return Err(format!("it has {} merges; at most {MAX_MERGES} are allowed", gguf.merges.len()));
-    }
     let pair = |merge: &String| match merge.split_once(' ') {
         Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
         None => Err(format!("the merge {merge:?} is no pair")),
@@ -184,9 +192,7 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Merges, String> {
                 found.push((score, *first, *second, left, right));
             }
         }
-        if found.len() > MAX_MERGES {
-            return Err(format!("its pieces merge in more than {MAX_MERGES} ways"));
-        }
+        check_size(gguf, found.len())?;
     }
     // No two are the same pair.
     found.sort_unstable_by(|left, right| {

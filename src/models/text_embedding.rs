@@ -353,7 +353,10 @@ impl TextEmbeddingModel {
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized.
     pub fn count_tokens(&self, text: &str) -> Result<usize> {
-        Ok(self.shared.tokens.encode(text)?.ids.len())
+        Ok(match &self.shared.late_interaction {
+            Some(late) => late.tokens(Side::Document, text)?.ids.len(),
+            None => self.shared.tokens.encode(text)?.ids.len(),
+        })
     }
 
     /// One vector for each text, in order.

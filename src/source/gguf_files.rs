@@ -85,5 +85,5 @@ impl Files {
 
 /// The folder of a GGUF file.
 fn beside(folder: &Folder, gguf: &Path) -> Folder {
-    Folder::new(gguf.parent().unwrap_or(folder.path()), folder.follows_links())
+    Folder::new(super::parent_of(gguf), folder.follows_links())
 }

@@ -3,17 +3,21 @@
 //! all else of a load. What they compute is the crate's own. Bounds on what they make of a text are left to `output_bounds`.
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::models::bpe::{BPE, BpeBuilder};
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
-    Tokenizer, TruncationParams,
+    Tokenizer, TokenizerBuilder, TruncationParams,
 };
 
 use super::output_bounds::{check_added, check_growth, check_size, guarded};
 
+/// The version of files that there is.
+const VERSION: &str = "1.0";
+
 /// The steps before and after the model, as `tokenizer.json` has them.
 #[derive(Deserialize)]
-pub(crate) struct Steps {
+struct Steps {
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     post_processor: Option<PostProcessorWrapper>,
@@ -23,16 +27,30 @@ pub(crate) struct Steps {
 /// A `tokenizer.json` whose model is BPE.
 #[derive(Deserialize)]
 struct File {
-    version: Option<String>,
+    #[serde(default = "first_version")]
+    version: String,
     truncation: Option<TruncationParams>,
     padding: Option<PaddingParams>,
     #[serde(default)]
-    added_tokens: Vec<AddedToken>,
+    added_tokens: Vec<Numbered>,
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     post_processor: Option<PostProcessorWrapper>,
     decoder: Option<DecoderWrapper>,
     model: BPE,
+}
+
+fn first_version() -> String {
+    VERSION.to_owned()
+}
+
+/// An added token, whose number the vocabulary has too.
+#[derive(Deserialize)]
+struct Numbered {
+    #[serde(rename = "id")]
+    _id: u32,
+    #[serde(flatten)]
+    token: AddedToken,
 }
 
 /// The tokenizer that the bytes of a `tokenizer.json` describe, which is not checked yet:
@@ -43,39 +61,50 @@ struct File {
 pub(super) fn read(file: &[u8]) -> Result<Tokenizer, String> {
     check_size(file)?;
     check_added(file)?;
-    let is_known = |file: &File| file.version.as_deref().is_none_or(|version| version == "1.0");
+    let is_known = |file: &File| file.version == VERSION;
     let Some(file) = serde_json::from_slice(file).ok().filter(is_known) else {
         return Tokenizer::from_bytes(file).map_err(|error| error.to_string());
     };
     let File { normalizer, pre_tokenizer, post_processor, decoder, model, added_tokens, .. } = file;
     let steps = Steps { normalizer, pre_tokenizer, post_processor, decoder };
-    let mut tokenizer = assembled(model, steps, added_tokens)?;
-    tokenizer.with_truncation(file.truncation).map_err(|error| error.to_string())?;
-    tokenizer.with_padding(file.padding);
-    Ok(tokenizer)
+    let added = added_tokens.into_iter().map(|added| added.token).collect();
+    assembled(model, steps, (file.truncation, file.padding), added)
 }
 
-/// Puts a tokenizer together.
+/// Puts a tokenizer together. `steps` are those of a `tokenizer.json` around its model.
 ///
 /// # Errors
 /// A sentence that names the fault.
 pub(super) fn put_together(
     model: BpeBuilder,
-    steps: Steps,
+    steps: Value,
     added: Vec<AddedToken>,
 ) -> Result<Tokenizer, String> {
-    let bytes = added.iter().map(|token| token.content.len()).sum();
-    check_growth(steps.normalizer.as_ref(), bytes)?;
-    guarded(|| assembled(model.build().map_err(|error| error.to_string())?, steps, added))
+    guarded(|| {
+        let steps: Steps = serde_json::from_value(steps).map_err(|error| error.to_string())?;
+        let bytes = added.iter().map(|token| token.content.len()).sum();
+        check_growth(steps.normalizer.as_ref(), bytes)?;
+        assembled(model.build().map_err(|error| error.to_string())?, steps, (None, None), added)
+    })
 }
 
-fn assembled(model: BPE, steps: Steps, added: Vec<AddedToken>) -> Result<Tokenizer, String> {
+/// In the order of the crate's own reader.
+fn assembled(
+    model: BPE,
+    steps: Steps,
+    (truncation, padding): (Option<TruncationParams>, Option<PaddingParams>),
+    added: Vec<AddedToken>,
+) -> Result<Tokenizer, String> {
     let words = |error: tokenizers::Error| error.to_string();
-    let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_normalizer(steps.normalizer).map_err(words)?;
-    tokenizer.with_pre_tokenizer(steps.pre_tokenizer);
-    tokenizer.with_post_processor(steps.post_processor);
-    tokenizer.with_decoder(steps.decoder);
+    let builder = TokenizerBuilder::new()
+        .with_model(model)
+        .with_normalizer(steps.normalizer)
+        .with_pre_tokenizer(steps.pre_tokenizer)
+        .with_post_processor(steps.post_processor)
+        .with_decoder(steps.decoder)
+        .with_truncation(truncation)
+        .with_padding(padding);
+    let mut tokenizer: Tokenizer = builder.build().map_err(words)?.into();
     tokenizer.add_tokens(added).map_err(words)?;
     Ok(tokenizer)
 }
@@ -108,6 +137,19 @@ mod tests {
         assert_eq!(read(word_piece.as_bytes()).unwrap().get_vocab_size(true), 1);
         let newer = r#"{"version": "2.0", "model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}}"#;
         assert!(read(newer.as_bytes()).unwrap_err().contains("2.0"));
+        // Added tokens have numbers, and a truncation that leaves no room is no fault here.
+        let model = r#""model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}"#;
+        let added = |id: &str| {
+            format!(
+                r#"{{"added_tokens": [{{{id} "content": "y", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}], {model}}}"#
+            )
+        };
+        assert!(read(added("").as_bytes()).is_err());
+        assert_eq!(read(added(r#""id": 1,"#).as_bytes()).unwrap().token_to_id("y"), Some(1));
+        let cut = format!(
+            r#"{{"truncation": {{"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 4}}, {model}}}"#
+        );
+        assert_eq!(read(cut.as_bytes()).unwrap().get_truncation().unwrap().stride, 4);
         let broken = r#"{"model": {"type": "BPE", "vocab": {"x": 0}, "merges": [["x", "y"]]}}"#;
         assert!(read(broken.as_bytes()).is_err());
     }

@@ -31,7 +31,7 @@ pub(crate) enum Way {
     Joined(&'static [&'static str]),
     /// Rows of queries or keys in llama.cpp's order.
     HeadsInTurns,
-    /// None: a copy of what the text half has.
+    /// None: a copy of what the text half has, or a placeholder.
     Copied,
     /// Those of the next moment, in the tensor of this name, after those of each colour of a patch.
     WithNextMoment(&'static str),

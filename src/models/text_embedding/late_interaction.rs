@@ -25,7 +25,7 @@ const LAYER: &str = "linear.weight";
 /// The token that fills queries up, where the files name none.
 const MASK: &str = "[MASK]";
 
-/// What is loaded beside the encoder.
+/// The layers and settings of such a model beside its encoder.
 pub(super) struct LateInteraction {
     layers: TokenLayers,
     query: Reading,
@@ -51,11 +51,11 @@ struct Expansion {
 
 impl Reading {
     /// The tokens of one side, of a tokenizer that cuts texts to a length given to it.
-    fn of(side: &SideConfig, cut: &impl Fn(usize) -> Result<Tokens>) -> Result<Self> {
+    fn of(side: &SideConfig, rows: usize, cut: &impl Fn(usize) -> Result<Tokens>) -> Result<Self> {
         let tokens = cut(side.longest - usize::from(!side.marker.is_empty()))?;
         let marker = match side.marker.as_str() {
             "" => None,
-            marker => Some(tokens.id(marker).ok_or_else(|| side.lacks(marker))?),
+            marker => Some(side.row(tokens.id(marker), marker, rows)?),
         };
         Ok(Self { tokens, marker, longest: side.longest })
     }
@@ -70,22 +70,23 @@ impl Reading {
 }
 
 impl LateInteraction {
-    /// Reads what belongs to an encoder of this width, whose weights are in `weights`. `cut` gives a tokenizer that cuts texts
+    /// Reads what belongs to an encoder of this width and vocabulary, whose weights are in `weights`. `cut` gives a tokenizer that cuts texts
     /// to this many tokens.
     pub(super) fn read(
         config: &LateInteractionConfig,
         (files, weights): (&Files, &WeightFiles),
-        width: usize,
+        (width, vocabulary): (usize, usize),
         cut: impl Fn(usize) -> Result<Tokens>,
         context: &LoadContext,
     ) -> Result<Self> {
-        let (query, document) = (Reading::of(&config.query, &cut)?, Reading::of(&config.document, &cut)?);
+        let reading = |side| Reading::of(side, vocabulary, &cut);
+        let (query, document) = (reading(&config.query)?, reading(&config.document)?);
         let tokens = &document.tokens;
         let mask = match config.expansion {
             Some(is_seen) => {
                 let names = [config.mask.as_deref(), Some(MASK), config.end.as_deref()];
                 let token = names.into_iter().flatten().find_map(|name| tokens.id(name));
-                Some(Expansion { token: token.ok_or_else(|| config.query.lacks(MASK))?, is_seen })
+                Some(Expansion { token: config.query.row(token, MASK, vocabulary)?, is_seen })
             }
             None => None,
         };
@@ -104,7 +105,8 @@ impl LateInteraction {
             Layers::WithEncoder(out) => {
                 let reader = weights.reader("", &Device::Cpu, context);
                 let out = out.or_else(|| weights.shape(LAYER).and_then(|shape| shape.first().copied()));
-                TokenLayers::of_matrix(&reader.tensor(LAYER, &[out.unwrap_or_default(), width])?)?
+                let out = out.filter(|out| *out > 0).ok_or_else(|| config.query.without_layer())?;
+                TokenLayers::of_matrix(&reader.tensor(LAYER, &[out, width])?)?
             }
         };
         Ok(Self { layers, query, document, mask, skipped })

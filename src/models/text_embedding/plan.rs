@@ -375,8 +375,9 @@ impl TextEmbeddingPlan {
         context: &LoadContext,
     ) -> Result<Option<LateInteraction>> {
         let Some(config) = &self.late_interaction else { return Ok(None) };
-        let (width, cut) = (self.architecture.width(), |longest| self.tokens(longest));
-        LateInteraction::read(config, (&self.files, weights), width, cut, context).map(Some)
+        let sizes = (self.architecture.width(), self.architecture.vocabulary());
+        let cut = |longest| self.tokens(longest);
+        LateInteraction::read(config, (&self.files, weights), sizes, cut, context).map(Some)
     }
 
     fn facts_with(&self, head: &Head, late: Option<&LateInteraction>) -> ModelFacts {

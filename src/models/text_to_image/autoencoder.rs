@@ -200,6 +200,11 @@ struct UpBlock {
 }
 
 impl Autoencoder {
+    /// True if the files have the encoder too.
+    pub(super) fn has_encoder(&self) -> bool {
+        self.encoder.is_some()
+    }
+
     /// Draws latents as a scheduler has them for colours `(1, 3, height, width)` from -1 to 1; nothing without an encoder.
     pub(super) fn encode(
         &self,

@@ -36,7 +36,7 @@ impl DecoderConfig {
     pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
         let class = repository.class_of(&format!("{FOLDER}config.json"))?;
         let picture = match class.as_deref() {
-            Some(tiny_autoencoder::CLASS) => Kind::Tiny(TinyConfig::read(repository, FOLDER)?),
+            Some(tiny_autoencoder::CLASS) => Kind::Tiny(TinyConfig::read(repository, FOLDER, Parts::Both)?),
             _ => Kind::Large(AutoencoderConfig::read(repository)?),
         };
         let latent_channels = match &picture {
@@ -45,7 +45,7 @@ impl DecoderConfig {
         };
         let file = format!("{}config.json", PREVIEW.folder);
         let preview = match repository.files.optional(&file, repository.context)? {
-            Some(_) => Some(TinyConfig::read(repository, PREVIEW.folder)?),
+            Some(_) => Some(TinyConfig::read(repository, PREVIEW.folder, Parts::Decoder)?),
             None => None,
         };
         let config = Self { latent_channels, picture, preview };
@@ -124,6 +124,14 @@ enum Loaded {
 }
 
 impl Decoder {
+    /// True if images can be encoded too.
+    pub(super) fn has_encoder(&self) -> bool {
+        match &self.picture {
+            Loaded::Large(autoencoder) => autoencoder.has_encoder(),
+            Loaded::Tiny(autoencoder) => autoencoder.has_encoder(),
+        }
+    }
+
     /// Draws latents as a scheduler has them, `(1, channels, height / scale, width / scale)`, for colours `(1, 3, height,
     /// width)` from -1 to 1.
     ///

@@ -197,12 +197,18 @@ impl Network {
         context: &LoadContext,
     ) -> Result<LoadedNetwork> {
         let unet = weights.of(unet::COMPONENT.folder)?.reader("", device, context);
+        let autoencoder = self.autoencoder.load(weights, device, context)?;
+        let takes_masked_images = self.unet.in_channels == masked_channels(self.autoencoder.latent_channels);
+        if takes_masked_images && !autoencoder.has_encoder() {
+            // Such a model begins with an image whatever it is asked for.
+            return Err(Error::MissingTensor { tensor: "encoder of the autoencoder".to_owned() });
+        }
         Ok(LoadedNetwork {
             unet: Unet::load(&self.unet, &ScopedReader::root(&unet))?,
-            autoencoder: self.autoencoder.load(weights, device, context)?,
+            autoencoder,
             schedule: self.schedule.clone(),
             takes_guidance: self.unet.guidance_width().is_some(),
-            takes_masked_images: self.unet.in_channels == masked_channels(self.autoencoder.latent_channels),
+            takes_masked_images,
         })
     }
 }

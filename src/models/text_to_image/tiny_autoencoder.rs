@@ -62,9 +62,13 @@ impl Default for TinyConfig {
 
 impl TinyConfig {
     /// Reads the configuration of the component in a folder, whose name ends with a slash.
-    pub(super) fn read(repository: &Repository<'_>, folder: &str) -> Result<Self> {
+    pub(super) fn read(repository: &Repository<'_>, folder: &str, parts: Parts) -> Result<Self> {
         let (path, config): (_, Self) = repository.config(&format!("{folder}config.json"), &[CLASS], ONLY)?;
         config.check(&path)?;
+        match parts {
+            Parts::Both => config.check_encoder(&path)?,
+            Parts::Decoder => {}
+        }
         Ok(config)
     }
 
@@ -91,17 +95,27 @@ impl TinyConfig {
         if let Some(count) = blocks.iter().find(|count| **count > MAX_COUNT) {
             return Err(invalid(path, format!("num_decoder_blocks has {count}; {MAX_COUNT} are allowed")));
         }
+        if !self.scaling_factor.is_normal() || !self.shift_factor.unwrap_or(0.0).is_finite() {
+            return Err(invalid(path, "scaling_factor or shift_factor cannot be computed with"));
+        }
+        Ok(())
+    }
+
+    fn check_encoder(&self, path: &Path) -> Result<()> {
+        let levels = self.decoder_block_out_channels.len();
         let (widths, blocks) = (&self.encoder_block_out_channels, &self.num_encoder_blocks);
         let is_even = widths.iter().all(|width| widths.first() == Some(width));
         let fits = widths.len() == levels && blocks.len() == levels && self.in_channels == 3;
         let most = widths.iter().chain(blocks).copied().max().unwrap_or_default();
-        if !fits || !is_even || most > MAX_WIDTH || blocks.iter().any(|count| *count > MAX_COUNT) {
+        if !fits
+            || !is_even
+            || self.encoder_width() == 0
+            || most > MAX_WIDTH
+            || blocks.iter().any(|count| *count > MAX_COUNT)
+        {
             let reason =
                 "encoder_block_out_channels, num_encoder_blocks or in_channels do not fit the decoder's";
             return Err(invalid(path, reason));
-        }
-        if !self.scaling_factor.is_normal() || !self.shift_factor.unwrap_or(0.0).is_finite() {
-            return Err(invalid(path, "scaling_factor or shift_factor cannot be computed with"));
         }
         Ok(())
     }
@@ -226,6 +240,11 @@ impl Block {
 }
 
 impl TinyAutoencoder {
+    /// True if the files have the encoder too.
+    pub(super) fn has_encoder(&self) -> bool {
+        self.encoder.is_some()
+    }
+
     /// Latents as a scheduler has them for colours `(batch, 3, height, width)` from -1 to 1; nothing without an encoder.
     pub(super) fn encode(&self, colours: &Tensor, watch: &Watch<'_>) -> Result<Option<Tensor>> {
         let Some(encoder) = &self.encoder else { return Ok(None) };

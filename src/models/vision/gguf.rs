@@ -153,6 +153,8 @@ const QWEN: &[Renamed] = &[
     Renamed::new("v.blk.{}.attn_qkv.", "blocks.{}.attn.qkv."),
     Renamed::new("v.blk.{}.attn_out.", "blocks.{}.attn.proj."),
     Renamed::new("v.blk.{}.ln2.", "blocks.{}.norm2."),
+    // Old files have a table of zeros, which llama.cpp once asked for.
+    Renamed { way: Way::Copied, ..Renamed::new("v.position_embd.", "position_embd.") },
     Renamed::new("v.post_ln.", "merger.ln_q."),
     Renamed::new("mm.0.", "merger.mlp.0."),
     Renamed::new("mm.2.", "merger.mlp.2."),

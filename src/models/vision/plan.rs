@@ -174,7 +174,12 @@ impl VisionPlan {
 
 /// True if a model's GGUF files are meant: without a `config.json`, or where the vision tower is one of them.
 fn is_whole(files: &Files, path: &Path, context: &LoadContext) -> Result<bool> {
-    Ok(files.is_gguf()
-        || files.optional("config.json", context)?.is_none()
-        || files.projector(path, context).is_ok())
+    if files.is_gguf() || files.optional("config.json", context)?.is_none() {
+        return Ok(true);
+    }
+    match files.projector(path, context) {
+        Ok(_) => Ok(true),
+        Err(Error::MissingFile { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

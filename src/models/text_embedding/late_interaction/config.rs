@@ -1,4 +1,4 @@
-//! What files say of late interaction: those of Stanford's ColBERT (`artifact.metadata` beside an encoder with a layer) and
+//! Settings of late interaction in a model's files: those of Stanford's ColBERT (`artifact.metadata` beside an encoder with a layer) and
 //! those of PyLate (`config_sentence_transformers.json` beside modules). A setting that changes the result and is not read is
 //! refused.
 
@@ -64,6 +64,8 @@ const PUNCTUATION: [&str; 32] = [
 const QUERY: usize = 32;
 const DOCUMENT: usize = 180;
 const DOCUMENT_OF_STANFORD: usize = 220;
+/// Maximum number of tokens that each query is filled up to, however short it is: far more than any model has.
+const MAX_QUERY_TOKENS: usize = 1024;
 /// Name of the architecture in the files of Stanford's ColBERT.
 const STANFORD: &str = "HF_ColBERT";
 const METADATA: &str = "artifact.metadata";
@@ -206,9 +208,19 @@ impl SideConfig {
         }
     }
 
-    /// The error for a token that the tokenizer lacks.
-    pub(super) fn lacks(&self, token: &str) -> Error {
-        invalid(&self.file, format!("the tokenizer lacks the token {token:?}, which texts are read with"))
+    /// The number of a token with which texts are read, which needs a row of the encoder's.
+    pub(super) fn row(&self, number: Option<u32>, token: &str, rows: usize) -> Result<u32> {
+        let reason = match number {
+            Some(number) if usize::try_from(number).is_ok_and(|number| number < rows) => return Ok(number),
+            Some(number) => format!("its number is {number}, and the model has {rows} rows"),
+            None => "the tokenizer lacks it".to_owned(),
+        };
+        Err(invalid(&self.file, format!("texts are read with the token {token:?}: {reason}")))
+    }
+
+    /// The error for an encoder without the layer that makes vectors of its rows.
+    pub(super) fn without_layer(&self) -> Error {
+        invalid(&self.file, "the layer linear.weight makes vectors of no length")
     }
 }
 
@@ -226,7 +238,20 @@ impl LateInteractionConfig {
         let path = files.optional(SENTENCES, context)?;
         let json: Value = path.as_deref().map(read_json).transpose()?.unwrap_or_default();
         let says_so = json.get("similarity_fn_name").and_then(Value::as_str) == Some("MaxSim");
-        let found = if modules.have_token_layers() || says_so && !modules.are_bare() {
+        let is_pylates = modules.have_token_layers() || says_so && !modules.are_bare();
+        if is_pylates && modules.is_static {
+            return Err(unsupported(
+                Path::new(SENTENCES),
+                "late interaction",
+                "over a table of tokens",
+                "an encoder",
+            ));
+        }
+        if says_so && modules.are_bare() && !is_stanfords {
+            let layers = "with the layers of a modules.json, which is not there";
+            return Err(unsupported(Path::new(SENTENCES), "similarity_fn_name", "MaxSim", layers));
+        }
+        let found = if is_pylates {
             let file = path.unwrap_or_else(|| PathBuf::from(SENTENCES));
             Self::of_pylate(files, &file, &json, modules)?
         } else if is_stanfords && modules.are_bare() {
@@ -243,6 +268,13 @@ impl LateInteractionConfig {
         let mut found = Self { mask, unknown, end, ..found };
         for side in [&mut found.query, &mut found.document] {
             side.longest = side.longest.min(longest);
+        }
+        if found.expansion.is_some() && found.query.longest > MAX_QUERY_TOKENS {
+            let reason = format!(
+                "queries are filled up to {} tokens; {MAX_QUERY_TOKENS} are the most",
+                found.query.longest
+            );
+            return Err(invalid(&found.query.file, reason));
         }
         Ok(Some(found))
     }

@@ -1,7 +1,7 @@
 //! The keys of a vision tower's GGUF file as the settings that its family reads from `config.json` and
 //! `preprocessor_config.json`, with llama.cpp's defaults for absent ones. A key that nothing reads is refused.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashSet;
 
 use serde_json::{Value as Json, json};
@@ -9,15 +9,19 @@ use serde_json::{Value as Json, json};
 use super::Settings;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
-use crate::models::config_file::unsupported;
+use crate::models::config_file::{MAX_LAYERS, unsupported};
 use crate::models::gguf_text;
-use crate::tokens::TokenizerFiles;
+use crate::tokens::{TokenizerFiles, Tokens};
 
 /// Beginning of the keys of vision towers.
 const OWN: &str = "clip.";
 /// Keys that tell nothing that the tensors do not.
-const NO_EFFECT: [&str; 3] =
-    ["clip.has_vision_encoder", "clip.has_llava_projector", "clip.vision.projection_dim"];
+const NO_EFFECT: [&str; 4] = [
+    "clip.has_vision_encoder",
+    "clip.has_llava_projector",
+    "clip.has_qwen2vl_merger",
+    "clip.vision.projection_dim",
+];
 
 /// The keys of a file, and those that were read.
 pub(super) struct Keys<'a> {
@@ -25,6 +29,20 @@ pub(super) struct Keys<'a> {
     text: &'a GgufFile,
     tokenizer: Option<&'a TokenizerFiles>,
     read: RefCell<HashSet<String>>,
+    /// The tokenizer beside the files, once it was asked for, or the words of the text half's own.
+    tokens: OnceCell<Tokens>,
+    words: OnceCell<Vec<String>>,
+}
+
+/// The value of a cell, which is made once.
+fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
+        }
+    }
 }
 
 impl<'a> Keys<'a> {
@@ -34,7 +52,8 @@ impl<'a> Keys<'a> {
         tower: &'a GgufFile,
         tokenizer: Option<&'a TokenizerFiles>,
     ) -> Self {
-        Self { tower, text, tokenizer, read: RefCell::default() }
+        let (read, tokens, words) = (RefCell::default(), OnceCell::new(), OnceCell::new());
+        Self { tower, text, tokenizer, read, tokens, words }
     }
 
     fn value(&self, key: &str) -> Option<&'a Value> {
@@ -122,11 +141,11 @@ impl<'a> Keys<'a> {
     fn token(&self, names: &[&str]) -> Result<usize> {
         let found = match self.tokenizer {
             Some(files) => {
-                let tokens = gguf_text::tokens(Some(files), self.text)?;
+                let tokens = once(&self.tokens, || gguf_text::tokens(Some(files), self.text))?;
                 names.iter().find_map(|name| tokens.id(name)).map(|id| id as usize)
             }
             None => {
-                let tokens = self.text.tokenizer()?.tokens;
+                let tokens = once(&self.words, || Ok(self.text.tokenizer()?.tokens))?;
                 names.iter().find_map(|name| tokens.iter().position(|token| token == name))
             }
         };
@@ -258,7 +277,7 @@ pub(super) fn qwen2_5_vl(keys: &Keys<'_>) -> Result<Settings> {
         let pattern = keys.number("clip.vision.n_wa_pattern")?.max(1);
         let depth = keys.number("clip.vision.block_count")?;
         // The tower's own reader refuses more.
-        let full = (0..depth.min(1024)).filter(|block| (block + 1).is_multiple_of(pattern));
+        let full = (0..depth.min(MAX_LAYERS)).filter(|block| (block + 1).is_multiple_of(pattern));
         vision["fullatt_block_indexes"] = full.collect();
         vision["hidden_size"] = json!(keys.width()?);
         vision["intermediate_size"] = json!(keys.number("clip.vision.feed_forward_length")?);
