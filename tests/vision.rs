@@ -113,7 +113,7 @@ fn compare_photographs(family: &str, model: &VisionModel, expected: &HashMap<Str
     largest
 }
 
-/// What of the answers is compared.
+/// The part of the answers that is compared.
 #[derive(Clone, Copy)]
 enum Answers {
     Texts,

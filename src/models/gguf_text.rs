@@ -11,7 +11,7 @@ use crate::gguf::GgufFile;
 use crate::source::Files;
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
 
-/// What a file and those beside it say of a model's texts.
+/// The tokenizer, the template and the ends of a model's texts, by its file and those beside it.
 pub(crate) struct GgufText {
     /// The tokenizer beside the file, where there is one.
     pub(crate) tokenizer: Option<TokenizerFiles>,

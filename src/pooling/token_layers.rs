@@ -145,7 +145,7 @@ impl TokenLayers {
         let reader = weights.reader("", &device, context);
         let mut matrix = |name: &str| -> Result<Tensor> {
             let matrix = reader.tensor(name, &[outside, inside])?;
-            self.bytes = self.bytes + bytes_of(&matrix);
+            self.bytes += bytes_of(&matrix);
             Ok(matrix)
         };
         let weight = matrix("linear.weight")?;

@@ -167,7 +167,11 @@ where
         }
         None => return Delivered::Waits,
     };
-    match next.chunk.take().map_or(Ok(()), |chunk| item.try_emit(chunk.with_answer(answer))) {
+    let emitted = match next.chunk.take() {
+        Some(chunk) => item.try_emit(chunk.with_answer(answer)),
+        None => Ok(()),
+    };
+    match emitted {
         Ok(()) => {}
         Err(EmitError::Stopped) => return Delivered::Over,
         Err(EmitError::Full(chunk)) => {

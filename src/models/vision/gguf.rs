@@ -115,7 +115,7 @@ struct Projector {
     table: &'static [Renamed],
 }
 
-/// What a family reads of a model's small files.
+/// The settings that a family reads of a model's small files.
 struct Settings {
     config: Value,
     preprocessing: Value,
@@ -183,7 +183,7 @@ const PIXTRAL: &[Renamed] = &[
 pub(super) struct InFiles {
     pub(super) architecture: Box<dyn Architecture>,
     pub(super) weights: WeightFiles,
-    /// What stands in the place of small files.
+    /// The settings in the place of small files.
     pub(super) small: InGguf,
 }
 

@@ -144,7 +144,7 @@ impl VisionPlan {
         };
         let InFiles { mut architecture, weights, small } =
             InFiles::read((file, arithmetic), tower, &text, files.unread)?;
-        architecture.complete(&SmallFiles::Gguf(&files, small), context)?;
+        architecture.complete(&SmallFiles::Gguf(&files, &small), context)?;
         let kind = Kind::Gguf { weights: Box::new(weights), tokenizer: text.tokenizer };
         Ok(Self { files, architecture, kind, settings: GenerationConfig::default(), generation })
     }

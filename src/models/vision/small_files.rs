@@ -14,10 +14,10 @@ use crate::source::Files;
 /// The small files of a model.
 pub(super) enum SmallFiles<'a> {
     Folder(&'a Files),
-    Gguf(&'a Files, InGguf),
+    Gguf(&'a Files, &'a InGguf),
 }
 
-/// What stands in a model's GGUF files.
+/// The settings that stand in a model's GGUF files.
 pub(super) struct InGguf {
     /// The one with the vision tower.
     pub(super) tower: PathBuf,
