@@ -152,7 +152,7 @@ fn what_a_tokenizer_is_built_from_is_counted_before_it_is_built() {
     };
     let (small, one) = (r#"{"a": 0, "b": 1, "ab": 2}"#.to_owned(), "a b\n".to_owned());
     let many = pairs(small, one.repeat((2 << 20) + 1));
-    assert!(many.contains("2097152 merges"), "{many}");
+    assert!(many.contains("1398101 merges"), "{many}");
     let nested = pairs(format!(r#"{{"a": [{}0]}}"#, "0,".repeat(1 << 20)), one);
     assert!(nested.contains("too many values"), "{nested}");
     let lines = reason(&[("vocab.txt", "[UNK]\n".repeat((1 << 20) + 1))]);
