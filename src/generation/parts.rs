@@ -4,6 +4,8 @@
 use model_actors::{FinishReason, Tool, ToolCall};
 
 use super::calls::CallFormat;
+#[cfg(test)]
+use super::calls::sample::ticket;
 use crate::error::{Error, Result};
 
 /// Marks around what a model thinks, as chat templates have them.

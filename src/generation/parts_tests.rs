@@ -5,7 +5,6 @@ use model_actors::{Tool, ToolChoice};
 use serde_json::json;
 
 use super::*;
-use crate::generation::calls::sample::ticket;
 
 const HERMES: &str = "tools <tool_call>\n{\"name\": x, \"arguments\": y}\n</tool_call> <think> </think>";
 const LLAMA: &str = "tools tool_calls '\"parameters\": '";
