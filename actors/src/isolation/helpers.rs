@@ -66,8 +66,8 @@ impl<W: IsolatedWork> Helpers<W> {
 
     /// Has a child do this. Waits until one is free; dropping the future kills the child, which may never end.
     ///
-    /// Work that ends a child which had done other work before is done once more in a fresh one, as the other may have
-    /// spoilt it.
+    /// Work that ends a child which had done other work before, by a panic too, is done once more in a fresh one, as the other
+    /// may have spoilt it.
     ///
     /// # Errors
     /// A failure whose cause has a [`ProcessEnd`] as its data if the child died of it; one of the kind
@@ -170,7 +170,7 @@ struct Keeper<W: IsolatedWork> {
 enum Lost {
     /// Nobody waits for it any more.
     Unwanted,
-    /// It has ended, or has been killed for what it said.
+    /// It has ended, is of no use after a panic, or is killed for what it said.
     Ended(Cause),
     /// It has said so itself.
     Failed(Failure),
@@ -297,7 +297,7 @@ fn ask<W: IsolatedWork>(
             return match report {
                 Report::Finished { request: of, output } if of == request => Ok(output),
                 Report::Failed { request: of, failure } if of == request => Err(Lost::Failed(failure)),
-                Report::Panicked(cause) => Err(Lost::Failed(Failure::failed(cause))),
+                Report::Panicked(cause) => Err(Lost::Ended(cause)),
                 Report::NotLoaded(failure) => Err(Lost::Failed(failure)),
                 _ => Err(broken("a message came out of turn")),
             };

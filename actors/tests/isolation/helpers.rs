@@ -1,6 +1,7 @@
 //! Children that do other work than a model's: what work does to its process, its own caller alone is told.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use model_actors::isolation::{Helpers, IsolatedWork, ProcessEnd, ProcessOptions, sabotage};
@@ -41,10 +42,15 @@ pub(crate) enum Task {
     Garbage(Vec<u8>),
     /// Answer, and die of what is asked next before it is read.
     Spoil,
+    /// Answer if the child has done nothing else, and panic otherwise.
+    PanicIfUsed,
     Allocate(usize),
 }
 
 pub(crate) struct Tasks;
+
+/// Whether this child has done anything.
+static USED: AtomicBool = AtomicBool::new(false);
 
 impl IsolatedWork for Tasks {
     const NAME: &'static str = "tasks";
@@ -52,6 +58,7 @@ impl IsolatedWork for Tasks {
     type Output = u32;
 
     fn work(task: Task) -> u32 {
+        let is_used = USED.swap(true, Ordering::Relaxed);
         match task {
             Task::Tell => {}
             Task::WaitFor(file) => wait_for(&file),
@@ -67,6 +74,7 @@ impl IsolatedWork for Tasks {
                 }
             }
             Task::Spoil => sabotage::die_when_asked(),
+            Task::PanicIfUsed => assert!(!is_used, "it was used"),
             Task::Allocate(bytes) => drop(std::hint::black_box(vec![1_u8; bytes])),
         }
         std::process::id()
@@ -151,6 +159,10 @@ async fn work_after_a_child_was_spoilt_is_done_again() {
     assert!(is_there(spoilt));
     assert_ne!(run(&helpers, Task::Tell).await.unwrap(), spoilt, "it was not to blame");
     assert!(!is_there(spoilt));
+    // So it is with one that panics.
+    let used = run(&helpers, Task::Tell).await.unwrap();
+    assert_ne!(run(&helpers, Task::PanicIfUsed).await.unwrap(), used);
+    assert!(!is_there(used));
 }
 
 async fn work_that_nobody_waits_for_is_killed() {
