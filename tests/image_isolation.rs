@@ -27,6 +27,7 @@ struct Encoded {
 enum Decoded {
     Header(u64),
     Picture(Picture),
+    Failed(Error),
 }
 
 impl IsolatedWork for Decoder {
@@ -43,8 +44,12 @@ impl IsolatedWork for Decoder {
             None => {}
         }
         match header {
+            true if text == "invalid" => Decoded::Failed(Error::InvalidImage { reason: "it is".to_owned() }),
+            true if text == "lengthy" => Decoded::Failed(Error::InvalidImage { reason: "x".repeat(5000) }),
+            true if text == "other" => Decoded::Failed(Error::Stopped),
             true if text == "huge" => Decoded::Header(u64::MAX),
             true => Decoded::Header(2),
+            false if text == "more" => Decoded::Picture(Picture::new(1000, 100, vec![7; 300_000])),
             false if text == "another" => Decoded::Picture(Picture::new(1, 1, vec![7; 3])),
             false => Decoded::Picture(picture()),
         }
@@ -178,8 +183,14 @@ async fn pixels_are_checked() {
     );
     let error = decode(&input, "huge").await.unwrap_err();
     assert!(matches!(error, Error::ImageTooLarge { found: u64::MAX, .. }), "{error}");
-    let error = decode(&input, "another").await.unwrap_err();
-    assert!(matches!(&error, Error::ImageDecoderDied { end: ProcessEnd::Protocol { .. } }), "{error}");
+    for broken in ["another", "more", "lengthy", "other"] {
+        let error = decode(&input, broken).await.unwrap_err();
+        assert!(matches!(&error, Error::ImageDecoderDied { end: ProcessEnd::Protocol { .. } }), "{error}");
+        // One that says more than it can have to say is not listened to.
+        assert_eq!(error.to_string().contains("bytes; at most"), broken == "more", "{error}");
+    }
+    let error = decode(&input, "invalid").await.unwrap_err();
+    assert!(matches!(&error, Error::InvalidImage { reason } if reason == "it is"), "{error}");
     let error = decode(&input, &"x".repeat(65)).await.unwrap_err();
     assert!(matches!(error, Error::ImageTooLarge { found: 65, limit: 64, .. }), "{error}");
 }

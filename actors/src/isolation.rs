@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::capability::Portable;
 use crate::error::{Error, Result};
 use crate::id::Bytes;
+use crate::limits::MAX_FRAME_BYTES;
 use crate::model::Loader;
 
 mod end;
@@ -93,6 +94,12 @@ pub trait IsolatedWork: 'static {
 
     /// Does it, in a child.
     fn work(input: Self::Input) -> Self::Output;
+
+    /// Most bytes that the answer to this input may have as it travels. A child that says more is killed before they are
+    /// taken in, as one that breaks the protocol. [`MAX_FRAME_BYTES`], unless the work says less.
+    fn most_bytes(_: &Self::Input) -> usize {
+        MAX_FRAME_BYTES
+    }
 }
 
 /// A kind of loader, or of other work, that children of this executable know, for [`run_child_if_asked`].

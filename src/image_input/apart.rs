@@ -19,6 +19,11 @@ const COPIES: u64 = 4;
 /// Bytes of a child's address space for its program, its stacks and what its allocator reserves.
 const PROGRAM: u64 = 2 << 30;
 
+/// Most bytes of an answer beside a picture's pixels.
+const MARGIN: usize = 8 << 10;
+/// Maximum number of bytes of the reason for which a child cannot decode an image.
+const MAX_REASON: usize = 4 << 10;
+
 /// The work of a child: it reads an image's header, or decodes the image.
 pub(crate) struct DecodeImage;
 
@@ -29,6 +34,9 @@ pub(crate) struct Encoded {
     bytes: Vec<u8>,
     /// The header alone.
     header: bool,
+    /// Number of pixels of the picture that is expected; the parent's alone.
+    #[serde(skip)]
+    pixels: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -44,12 +52,17 @@ impl IsolatedWork for DecodeImage {
     type Input = Encoded;
     type Output = Decoded;
 
-    fn work(Encoded { limits, bytes, header }: Encoded) -> Decoded {
+    fn most_bytes(asked: &Encoded) -> usize {
+        let pixels = if asked.header { 0 } else { asked.pixels.saturating_mul(super::BYTES_A_PIXEL) };
+        usize::try_from(pixels).unwrap_or(usize::MAX).saturating_add(MARGIN)
+    }
+
+    fn work(Encoded { limits, bytes, header, .. }: Encoded) -> Decoded {
         let decoded = match header {
             true => decode::pixels(&bytes, &limits).map(Decoded::Header),
             false => decode::decode(&bytes, &limits).map(Decoded::Picture),
         };
-        decoded.unwrap_or_else(Decoded::Failed)
+        decoded.unwrap_or_else(|error| Decoded::Failed(short(error)))
     }
 }
 
@@ -81,7 +94,7 @@ impl Apart {
     /// # Errors
     /// As [`decode::pixels`]; [`Error::ImageDecoderDied`].
     pub(super) async fn pixels(&self, bytes: Vec<u8>, limits: &ImageLimits) -> Result<(u64, Vec<u8>)> {
-        let asked = Arc::new(Encoded { limits: limits.clone(), bytes, header: true });
+        let asked = Arc::new(Encoded { limits: limits.clone(), bytes, header: true, pixels: 0 });
         let decoded = self.0.run(asked.clone()).await;
         match decoded.map_err(failed)? {
             // Who has answered has let go of it.
@@ -89,7 +102,7 @@ impl Apart {
                 Ok(Encoded { bytes, .. }) => Ok((pixels, bytes)),
                 Err(asked) => Ok((pixels, asked.bytes.clone())),
             },
-            Decoded::Failed(error) => Err(error),
+            Decoded::Failed(error) => Err(told(error)),
             Decoded::Picture(_) => Err(died(protocol("a picture came for a header"))),
         }
     }
@@ -99,13 +112,13 @@ impl Apart {
     /// # Errors
     /// As [`decode::decode`]; [`Error::ImageDecoderDied`].
     pub(super) async fn decode(&self, bytes: Vec<u8>, pixels: u64, limits: &ImageLimits) -> Result<Picture> {
-        let asked = Encoded { limits: limits.clone(), bytes, header: false };
+        let asked = Encoded { limits: limits.clone(), bytes, header: false, pixels };
         match self.0.run(Arc::new(asked)).await.map_err(failed)? {
             // Their room is what the header says.
             Decoded::Picture(picture) if super::pixels_of(&picture) == pixels => {
                 decode::check_picture(&picture, limits).map(|()| picture)
             }
-            Decoded::Failed(error) => Err(error),
+            Decoded::Failed(error) => Err(told(error)),
             _ => Err(died(protocol("another picture came than its header says"))),
         }
     }
@@ -121,6 +134,26 @@ fn address_space(limits: &ImageLimits) -> Bytes {
     let pixels = limits.pixels.saturating_mul(super::BYTES_A_PIXEL);
     let copies = limits.encoded.0.saturating_add(pixels).saturating_mul(COPIES);
     Bytes(PROGRAM.saturating_add(limits.decoder.0).saturating_add(copies))
+}
+
+/// The error of a decoder, with a reason that is short enough for [`told`].
+fn short(error: Error) -> Error {
+    let cut = |reason: String| reason.chars().take(MAX_REASON / 4).collect();
+    match error {
+        Error::UnsupportedImage { found } => Error::UnsupportedImage { found: cut(found) },
+        Error::InvalidImage { reason } => Error::InvalidImage { reason: cut(reason) },
+        error => error,
+    }
+}
+
+/// The error that a child tells of, if it is one that a decoder can have.
+fn told(error: Error) -> Error {
+    let is_a_decoders = match &error {
+        Error::ImageTooLarge { what, .. } => what.len() <= MAX_REASON,
+        Error::UnsupportedImage { found: reason } | Error::InvalidImage { reason } => reason.len() <= MAX_REASON,
+        _ => false,
+    };
+    if is_a_decoders { error } else { died(protocol("an error came that no decoder has")) }
 }
 
 fn failed(failure: Failure) -> Error {

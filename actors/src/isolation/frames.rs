@@ -141,15 +141,22 @@ impl Inbox {
     /// The next whole frame.
     ///
     /// # Errors
-    /// A length over the limit.
+    /// A length over [`MAX_FRAME_BYTES`].
     pub(super) fn next(&mut self) -> Result<Option<&[u8]>, Cause> {
+        self.next_within(MAX_FRAME_BYTES)
+    }
+
+    /// As [`Self::next`], where a frame has at most so many bytes.
+    ///
+    /// # Errors
+    /// A length over the limit, as soon as it has come in.
+    pub(super) fn next_within(&mut self, limit: usize) -> Result<Option<&[u8]>, Cause> {
+        let limit = limit.min(MAX_FRAME_BYTES);
         let waiting = self.bytes.get(self.read..).unwrap_or_default();
         let Some((prefix, rest)) = waiting.split_first_chunk::<PREFIX>() else { return Ok(None) };
         let length = u32::from_be_bytes(*prefix) as usize;
-        if length > MAX_FRAME_BYTES {
-            return Err(Cause::new(format!(
-                "a frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed"
-            )));
+        if length > limit {
+            return Err(Cause::new(format!("a frame of {length} bytes; at most {limit} are allowed")));
         }
         let Some(message) = rest.get(..length) else { return Ok(None) };
         self.read += PREFIX + length;
@@ -183,5 +190,10 @@ mod tests {
         let mut inbox = Inbox::default();
         inbox.extend(&[0xff; PREFIX]);
         assert!(inbox.next().unwrap_err().message().contains("at most"));
+        let mut inbox = Inbox::default();
+        inbox.extend(&frame(&"a longer one").unwrap());
+        assert!(inbox.next_within(12).unwrap_err().message().contains("at most 12"));
+        let message = inbox.next_within(13).unwrap().unwrap();
+        assert_eq!(wire::read::<String>(message).unwrap(), "a longer one");
     }
 }

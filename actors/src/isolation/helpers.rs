@@ -20,6 +20,8 @@ use crate::wire;
 
 /// Longest time between two looks at whether somebody still waits.
 const LOOK: Duration = Duration::from_millis(10);
+/// Bytes of a message beside the answer that it carries, or of the failure that it has in its place.
+const ENVELOPE: usize = 64 << 10;
 
 /// Children that do work of one kind. Dropping it ends them.
 ///
@@ -283,6 +285,7 @@ fn ask<W: IsolatedWork>(
     input: &W::Input,
     answer: &oneshot::Sender<Result<W::Output, Failure>>,
 ) -> Result<W::Output, Lost> {
+    let most = W::most_bytes(input).saturating_add(ENVELOPE);
     let unsent = |error| Lost::Failed(Failure::invalid_input(Cause::of(&error)));
     process.link.send_bytes(frame(&Order::Ask { run: request.0, request, input }).map_err(unsent)?);
     loop {
@@ -290,7 +293,8 @@ fn ask<W: IsolatedWork>(
             return Err(Lost::Unwanted);
         }
         let connection = process.link.pump(LOOK);
-        let message = process.link.inbox.next().map_err(|cause| broken(cause.message()))?;
+        let message = process.link.inbox.next_within(most);
+        let message = message.map_err(|cause| broken(cause.message()))?;
         if let Some(message) = message {
             let report: Report<(), W::Output> =
                 wire::read(message).map_err(|error| broken(Cause::of(&error).message()))?;

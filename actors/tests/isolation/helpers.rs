@@ -49,6 +49,9 @@ pub(crate) enum Task {
 
 pub(crate) struct Tasks;
 
+/// Most bytes of an answer.
+const MOST: usize = 16;
+
 /// Whether this child has done anything.
 static USED: AtomicBool = AtomicBool::new(false);
 
@@ -56,6 +59,10 @@ impl IsolatedWork for Tasks {
     const NAME: &'static str = "tasks";
     type Input = Task;
     type Output = u32;
+
+    fn most_bytes(_: &Task) -> usize {
+        MOST
+    }
 
     fn work(task: Task) -> u32 {
         let is_used = USED.swap(true, Ordering::Relaxed);
@@ -143,6 +150,9 @@ async fn work_that_ends_its_child_ends_alone() {
             let failure = run(&helpers, Task::Garbage(bytes)).await.unwrap_err();
             assert!(matches!(end_of(&failure), ProcessEnd::Protocol { .. }), "{failure}");
         }
+        // The length of an answer that is too large, whose bytes never come.
+        let failure = run(&helpers, Task::Garbage(vec![0, 2, 0, 0])).await.unwrap_err();
+        assert!(failure.cause.message().contains("a frame of 131072 bytes"), "{failure}");
         let failure = run(&helpers, Task::Panic).await.unwrap_err();
         assert!(failure.cause.message().contains("the script says so"), "{failure}");
         run(&helpers, Task::Tell).await.unwrap();
