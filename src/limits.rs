@@ -38,7 +38,7 @@
 //! | images of one call of `ImageInput::pictures` taken in at once | `AT_ONCE` of `image_input.rs`, 16, and no more addresses than are fetched at once | they follow |
 //! | images decoded at once, and time to read or decode one | `decoders` and `decode_timeout` of [`ImageSettings`] | they wait, then [`ImageTooSlow`] |
 //! | decoders that were given up after that and have not ended | `decoders` of [`ImageSettings`] | further ones keep their places; none is kept of those in processes of their own, which are killed |
-//! | address space of a process that decodes images | `address_space` of [`ProcessOptions`]; on Linux by default what [`ImageLimits`] allow, and 2 GiB | [`ImageDecoderDied`] |
+//! | address space of a process that decodes images | `address_space` of [`ProcessOptions`]; on Linux by default what [`ImageLimits`] allow, and 2 GiB; never more than the hard limit that the application itself has | [`ImageDecoderDied`] |
 //! | segments and scans of a JPEG; metadata unpacked from a PNG | `MAX_SEGMENTS`, 1,000, and `MAX_SCANS`, 100, of `image_input/jpeg.rs`; `METADATA` of `image_input/decode.rs`, 32 MiB, with its rows | [`InvalidImage`] |
 //! | what an image's path leads to | a regular file | `UnreadableFile` |
 //! | bytes of an image's address, and of where it redirects to | [`MAX_ADDRESS_BYTES`], 8 KiB | [`AddressRefused`] |

@@ -203,7 +203,7 @@ impl Isolation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProcessOptions {
-    /// Limit that the kernel sets on the address space of each process; none. A process over it fails alone. Mapped files and
+    /// Limit that the kernel sets on the address space of each process; none. A lower hard limit of this process stands. A process over it fails alone. Mapped files and
     /// reserved stacks count, so that it has to be well above the model's footprint.
     pub address_space: Option<Bytes>,
     /// Time for a run to end once nobody waits for any of its requests, after which its process is killed; 30 s.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, Signal, getpid, kill_process, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use serde_bytes::ByteBuf;
 
 use super::frames::{Hello, Order, Report, Run};
@@ -108,9 +108,15 @@ fn read_hello(reader: &mut Reader) -> Option<Hello> {
 
 fn limit_address_space(limit: Option<u64>) -> Result<(), Cause> {
     let Some(limit) = limit else { return Ok(()) };
-    let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    let limit = address_space(limit, getrlimit(Resource::As));
     setrlimit(Resource::As, limit)
         .map_err(|error| Cause::new(format!("its address space cannot be limited: {error}")))
+}
+
+/// The limit that is asked for, or the hard one that is there, which only a privileged process may raise, if that is lower.
+fn address_space(asked: u64, there: Rlimit) -> Rlimit {
+    let limit = Some(there.maximum.map_or(asked, |maximum| maximum.min(asked)));
+    Rlimit { current: limit, maximum: limit }
 }
 
 /// Says why this process is of no use, and waits for its end.
@@ -260,5 +266,21 @@ impl<C: Portable, L: IsolatedLoader<C>> ModelThread<C, L> {
         // From here on nothing of this run is sent any more.
         self.desk.close(run);
         let _ = self.writer.send(&report);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_the_address_space_is_never_raised() {
+        let limits = |maximum, asked| {
+            let limit = address_space(asked, Rlimit { current: Some(10), maximum });
+            (limit.current, limit.maximum)
+        };
+        assert_eq!(limits(None, 100), (Some(100), Some(100)));
+        assert_eq!(limits(Some(200), 100), (Some(100), Some(100)));
+        assert_eq!(limits(Some(50), 100), (Some(50), Some(50)));
     }
 }
