@@ -371,7 +371,7 @@ impl ImageInput {
     ) -> Result<Picture> {
         match (source, &self.shared.apart) {
             (ImageSource::Bytes(bytes), Some(apart)) => {
-                self.in_time(spent, apart.decode(bytes, pixels, self.limits())).await?
+                self.in_time(spent, apart.decode(bytes, pixels, self.limits(), room.clone())).await?
             }
             (ImageSource::Bytes(bytes), None) => {
                 self.on_decoder(room.clone(), spent, move |limits| decode(&bytes, limits)).await

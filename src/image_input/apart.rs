@@ -9,6 +9,7 @@ use model_actors::{Bytes, Failure, FailureKind, Picture};
 use serde::{Deserialize, Serialize};
 
 use super::decode;
+use super::memory::ImagePermit;
 use crate::error::{Error, Result};
 use crate::limits::ImageLimits;
 
@@ -37,6 +38,9 @@ pub(crate) struct Encoded {
     /// Number of pixels of the picture that is expected; the parent's alone.
     #[serde(skip)]
     pixels: u64,
+    /// Room for it in the memory for images, kept until the child has let go of the bytes.
+    #[serde(skip)]
+    _room: Option<ImagePermit>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -94,7 +98,7 @@ impl Apart {
     /// # Errors
     /// As [`decode::pixels`]; [`Error::ImageDecoderDied`].
     pub(super) async fn pixels(&self, bytes: Vec<u8>, limits: &ImageLimits) -> Result<(u64, Vec<u8>)> {
-        let asked = Arc::new(Encoded { limits: limits.clone(), bytes, header: true, pixels: 0 });
+        let asked = Arc::new(Encoded { limits: limits.clone(), bytes, header: true, pixels: 0, _room: None });
         let decoded = self.0.run(asked.clone()).await;
         match decoded.map_err(failed)? {
             // Who has answered has let go of it.
@@ -107,12 +111,19 @@ impl Apart {
         }
     }
 
-    /// The pixels of an encoded image whose header says that it has so many.
+    /// The pixels of an encoded image whose header says that it has so many. Keeps the room until the child has let go of the
+    /// image, even where nobody waits any more.
     ///
     /// # Errors
     /// As [`decode::decode`]; [`Error::ImageDecoderDied`].
-    pub(super) async fn decode(&self, bytes: Vec<u8>, pixels: u64, limits: &ImageLimits) -> Result<Picture> {
-        let asked = Encoded { limits: limits.clone(), bytes, header: false, pixels };
+    pub(super) async fn decode(
+        &self,
+        bytes: Vec<u8>,
+        pixels: u64,
+        limits: &ImageLimits,
+        room: ImagePermit,
+    ) -> Result<Picture> {
+        let asked = Encoded { limits: limits.clone(), bytes, header: false, pixels, _room: Some(room) };
         match self.0.run(Arc::new(asked)).await.map_err(failed)? {
             // Their room is what the header says.
             Decoded::Picture(picture) if super::pixels_of(&picture) == pixels => {

@@ -133,6 +133,15 @@ impl Inbox {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Gives the room of what has been read back, if that is all that came in.
+    pub(super) fn release(&mut self) {
+        if self.read > 0 && self.is_empty() {
+            self.bytes.clear();
+            self.read = 0;
+            self.bytes.shrink_to(KEPT);
+        }
+    }
+
     /// True if nothing has come in that has not been read.
     pub(super) fn is_empty(&self) -> bool {
         self.read == self.bytes.len()
@@ -152,6 +161,7 @@ impl Inbox {
     /// A length over the limit, as soon as it has come in.
     pub(super) fn next_within(&mut self, limit: usize) -> Result<Option<&[u8]>, Cause> {
         let limit = limit.min(MAX_FRAME_BYTES);
+        self.release();
         let waiting = self.bytes.get(self.read..).unwrap_or_default();
         let Some((prefix, rest)) = waiting.split_first_chunk::<PREFIX>() else { return Ok(None) };
         let length = u32::from_be_bytes(*prefix) as usize;
@@ -183,6 +193,17 @@ mod tests {
             assert_eq!(read, messages, "pieces of {size}");
             assert!(inbox.next().unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn the_room_of_a_large_frame_is_given_back_once_it_is_read() {
+        let mut inbox = Inbox::default();
+        inbox.extend(&frame(&"a".repeat(KEPT * 4)).unwrap());
+        assert!(inbox.next().unwrap().is_some());
+        assert!(inbox.next().unwrap().is_none());
+        assert!(inbox.bytes.capacity() <= KEPT, "{}", inbox.bytes.capacity());
+        inbox.extend(&frame(&"next").unwrap());
+        assert_eq!(wire::read::<String>(inbox.next().unwrap().unwrap()).unwrap(), "next");
     }
 
     #[test]

@@ -248,6 +248,8 @@ impl<W: IsolatedWork> Keeper<W> {
             self.asked += 1;
             match ask::<W>(&mut process, RequestId(self.asked), input, answer) {
                 Ok(output) => {
+                    // What it said may be large, and it may be idle for long.
+                    process.link.inbox.release();
                     self.process = Some(process);
                     return Ok(output);
                 }
