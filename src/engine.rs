@@ -3,6 +3,7 @@
 //! reached in one generic way. Everything that happens to a request is left to the actors.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use model_actors::{
     Event, ImageEmbedding, ModelId, RegisteredModel, Reranking, ShutdownReport, System, TextEmbedding,
@@ -23,6 +24,9 @@ use crate::resources::EngineResources;
 mod builder;
 
 pub use builder::EngineBuilder;
+
+/// Time that children without work have to end at shutdown, however long that has taken.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Runs local models as supervised actors. Dropping it ends them as [`Engine::shutdown`] does, which also waits for
 /// the end and reports.
@@ -47,6 +51,7 @@ pub use builder::EngineBuilder;
 pub struct Engine {
     system: System,
     resources: EngineResources,
+    shutdown_timeout: Duration,
 }
 
 impl Engine {
@@ -175,10 +180,13 @@ impl Engine {
         self.system.events()
     }
 
-    /// Refuses new requests, gives those under way the shutdown timeout, and ends everything.
+    /// Refuses new requests, gives those under way the shutdown timeout, images that are decoded in processes of their own
+    /// included, and ends everything.
     pub async fn shutdown(self) -> ShutdownReport {
+        let began = Instant::now();
         let report = self.system.shutdown().await;
-        self.resources.images().end_idle().await;
+        let left = self.shutdown_timeout.saturating_sub(began.elapsed()).max(LAST);
+        self.resources.images().end(left).await;
         report
     }
 }

@@ -116,10 +116,11 @@ impl ImageInput {
         Ok(Self { shared: Arc::new(Shared { settings, decoders, apart, files, memory, fetcher }) })
     }
 
-    /// Ends the processes that decode images and have none at present, and waits for their end.
-    pub(crate) async fn end_idle(&self) {
+    /// Ends the processes that decode images, those that have one after it, and waits for their end for at most so long.
+    pub(crate) async fn end(&self, patience: Duration) {
         if let Some(apart) = &self.shared.apart {
-            apart.end_idle().await;
+            // They end without anybody who waits, too.
+            let _ = tokio::time::timeout(patience, apart.end()).await;
         }
     }
 

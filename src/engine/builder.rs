@@ -274,7 +274,7 @@ impl EngineBuilder {
     pub fn attach(self, system: System) -> Result<Engine> {
         let compute = Compute::new(self.device, self.threads)?;
         let resources = EngineResources::of(compute, self.hub, self.images, self.isolation)?;
-        let engine = Engine { system, resources };
+        let engine = Engine { system, resources, shutdown_timeout: self.config.shutdown_timeout };
         for register in self.models {
             register(&engine)?;
         }

@@ -134,9 +134,9 @@ impl Apart {
         }
     }
 
-    /// Ends the processes without work, and waits for their end.
-    pub(super) async fn end_idle(&self) {
-        self.0.end_idle().await;
+    /// Ends the processes, those at work after it, and waits for their end.
+    pub(super) async fn end(&self) {
+        self.0.end().await;
     }
 }
 

@@ -63,7 +63,7 @@ impl<W: IsolatedWork> Helpers<W> {
     }
 
     /// Ends nothing.
-    pub async fn end_idle(&self) {
+    pub async fn end(&self) {
         match self.none {}
     }
 }

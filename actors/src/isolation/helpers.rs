@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_bytes::ByteBuf;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::frames::{Hello, Order, Report, frame};
 use super::process::Process;
@@ -61,7 +61,7 @@ impl<W: IsolatedWork> Helpers<W> {
     /// [`run_child_if_asked`](super::run_child_if_asked) with this kind of work.
     pub fn new(options: ProcessOptions, most: usize, idle_limit: Duration) -> Result<Self> {
         check_known(WORK, W::NAME)?;
-        let kept = Mutex::new(Kept { idle: Vec::new(), next: 0, closed: false });
+        let kept = Mutex::new(Kept { idle: Vec::new(), next: 0, ending: watch::Sender::new(false) });
         let places = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
         Ok(Self { places, keepers: Arc::new(Keepers { kept, options, idle_limit }) })
     }
@@ -83,22 +83,17 @@ impl<W: IsolatedWork> Helpers<W> {
         answered.await.unwrap_or_else(|_| Err(Failure::failed(Cause::with_data(&ProcessEnd::Unknown))))
     }
 
-    /// Ends the children without work, and waits for their end.
-    pub async fn end_idle(&self) {
-        let idle = std::mem::take(&mut self.keepers.lock().idle);
-        let ends: Vec<oneshot::Receiver<()>> = idle.into_iter().map(|idle| idle.ended).collect();
-        for end in ends {
-            // It is told by being dropped.
-            let _ = end.await;
-        }
+    /// Ends the children without work at once, and those at work after it, and waits until none of them is left. They end as
+    /// well if nobody waits so long. Work that comes later is done by others.
+    pub async fn end(&self) {
+        let ending = self.keepers.lock().end();
+        ending.closed().await;
     }
 }
 
 impl<W: IsolatedWork> Drop for Helpers<W> {
     fn drop(&mut self) {
-        let mut kept = self.keepers.lock();
-        kept.closed = true;
-        kept.idle.clear();
+        drop(self.keepers.lock().end());
     }
 }
 
@@ -119,15 +114,24 @@ struct Idle<W: IsolatedWork> {
     number: u64,
     /// Dropped, it ends the keeper.
     jobs: mpsc::Sender<Job<W>>,
-    /// Dropped at the end of the child.
-    ended: oneshot::Receiver<()>,
 }
 
 struct Kept<W: IsolatedWork> {
     /// The last that was at work comes first.
     idle: Vec<Idle<W>>,
     next: u64,
-    closed: bool,
+    /// Tells the keepers that they shall end. Each has a receiver until its child has ended.
+    ending: watch::Sender<bool>,
+}
+
+impl<W: IsolatedWork> Kept<W> {
+    /// Has all keepers end once they have no work. What is returned is closed when they have.
+    fn end(&mut self) -> watch::Sender<bool> {
+        self.idle.clear();
+        let ending = std::mem::replace(&mut self.ending, watch::Sender::new(false));
+        ending.send_replace(true);
+        ending
+    }
 }
 
 struct Keepers<W: IsolatedWork> {
@@ -144,7 +148,10 @@ impl<W: IsolatedWork> Keepers<W> {
 
     /// Gives the job to a keeper. There are no more of them than places, as a new one is made only while all are at work.
     fn take_on(self: &Arc<Self>, job: Job<W>) -> Result<(), Failure> {
-        let idle = self.lock().idle.pop();
+        let (idle, ending) = {
+            let mut kept = self.lock();
+            (kept.idle.pop(), kept.ending.subscribe())
+        };
         let job = match idle {
             Some(idle) => match idle.jobs.send(job) {
                 Ok(()) => return Ok(()),
@@ -154,7 +161,7 @@ impl<W: IsolatedWork> Keepers<W> {
             None => job,
         };
         let keepers = self.clone();
-        let keep = move || Keeper { keepers, process: None, asked: 0 }.keep(job);
+        let keep = move || Keeper { keepers, process: None, asked: 0, ending }.keep(job);
         let thread = std::thread::Builder::new().name(W::NAME.to_owned()).spawn(keep);
         thread.map(drop).map_err(|error| Failure::failed(format!("no thread can be started for it: {error}")))
     }
@@ -166,6 +173,8 @@ struct Keeper<W: IsolatedWork> {
     process: Option<Process>,
     /// Number of pieces of work so far.
     asked: u64,
+    /// Dropped after the process.
+    ending: watch::Receiver<bool>,
 }
 
 /// The reason for which a child has no answer.
@@ -185,30 +194,30 @@ impl<W: IsolatedWork> Keeper<W> {
             let Job { input, answer, place } = job;
             let result = self.run(&input, &answer);
             drop(input);
-            let (jobs, received) = mpsc::channel();
-            let (end, ended) = oneshot::channel();
-            let number = {
-                let mut kept = self.keepers.lock();
-                if kept.closed {
-                    break;
-                }
-                kept.next += 1;
-                let number = kept.next;
-                kept.idle.push(Idle { number, jobs, ended });
-                number
-            };
+            let idle = self.go_idle();
+            if idle.is_none() {
+                drop(self.process.take());
+            }
             // Whoever has the answer finds this one free.
             drop(place);
             let _ = answer.send(result);
-            job = match self.wait(number, &received) {
-                Some(job) => job,
-                None => {
-                    drop(self.process.take());
-                    drop(end);
-                    break;
-                }
-            };
+            let next = idle.and_then(|(number, received)| self.wait(number, &received));
+            let Some(next) = next else { break };
+            job = next;
         }
+    }
+
+    /// Puts itself among those without work, unless it shall end.
+    fn go_idle(&self) -> Option<(u64, mpsc::Receiver<Job<W>>)> {
+        let mut kept = self.keepers.lock();
+        if *self.ending.borrow() {
+            return None;
+        }
+        let (jobs, received) = mpsc::channel();
+        kept.next += 1;
+        let number = kept.next;
+        kept.idle.push(Idle { number, jobs });
+        Some((number, received))
     }
 
     /// The next job, or none if there has been none for too long, or none will come.

@@ -19,7 +19,10 @@ pub(crate) const TESTS: &[crate::tests::Test] = &[
     }),
     ("work_that_nobody_waits_for_is_killed", || block_on(work_that_nobody_waits_for_is_killed())),
     ("a_child_over_its_memory_fails_alone", || block_on(a_child_over_its_memory_fails_alone())),
-    ("children_are_few_and_end_when_idle", || block_on(children_are_few_and_end_when_idle())),
+    ("children_are_few_and_end_when_they_are_told_to", || {
+        block_on(children_are_few_and_end_when_they_are_told_to())
+    }),
+    ("a_child_without_work_ends", || block_on(a_child_without_work_ends())),
 ];
 
 pub(crate) const ALONE: [crate::tests::Test; 1] = [("nothing_is_left_of_helpers_after_many_cycles", || {
@@ -35,6 +38,8 @@ pub(crate) enum Task {
     Tell,
     /// Tell it once there is a file of this name.
     WaitFor(String),
+    /// Make the first file, and tell the process once there is the other.
+    Between(String, String),
     Die(Fate),
     Loop,
     Panic,
@@ -69,6 +74,10 @@ impl IsolatedWork for Tasks {
         match task {
             Task::Tell => {}
             Task::WaitFor(file) => wait_for(&file),
+            Task::Between(begun, go_on) => {
+                std::fs::write(begun, "").unwrap();
+                wait_for(&go_on);
+            }
             Task::Die(fate) => fate.die(),
             Task::Loop => loop {
                 std::hint::spin_loop();
@@ -195,9 +204,8 @@ async fn a_child_over_its_memory_fails_alone() {
     run(&helpers, Task::Allocate(1 << 20)).await.unwrap();
 }
 
-async fn children_are_few_and_end_when_idle() {
-    let helpers =
-        Arc::new(Helpers::<Tasks>::new(ProcessOptions::default(), 2, Duration::from_millis(100)).unwrap());
+async fn children_are_few_and_end_when_they_are_told_to() {
+    let helpers = Arc::new(helpers(2));
     let all = (0..8).map(|_| {
         let helpers = helpers.clone();
         tokio::spawn(async move { run(&helpers, Task::Tell).await.unwrap() })
@@ -209,15 +217,32 @@ async fn children_are_few_and_end_when_idle() {
     processes.sort_unstable();
     processes.dedup();
     assert!(processes.len() <= 2, "{processes:?}");
-    settle(|| !processes.iter().any(|process| is_there(*process))).await;
-    let later = run(&helpers, Task::Tell).await.unwrap();
-    assert!(!processes.contains(&later));
-    // Those without work end when they are told to, and when their owner goes.
-    helpers.end_idle().await;
-    assert!(!is_there(later));
+    helpers.end().await;
+    assert!(!processes.iter().any(|process| is_there(*process)));
+    // One at work ends after it, and not before.
+    let (begun, go_on) = (file("at-work"), file("go-on"));
+    let work = run(&helpers, Task::Between(begun.clone(), go_on.clone()));
+    let end = async {
+        settle(|| std::path::Path::new(&begun).exists()).await;
+        let mut end = std::pin::pin!(helpers.end());
+        assert!(tokio::time::timeout(Duration::ZERO, &mut end).await.is_err(), "it is at work");
+        std::fs::write(&go_on, "").unwrap();
+        end.await;
+    };
+    let (worked, ()) = tokio::join!(work, end);
+    assert!(!is_there(worked.unwrap()));
+    [begun, go_on].iter().for_each(|file| std::fs::remove_file(file).unwrap());
     let last = run(&helpers, Task::Tell).await.unwrap();
     drop(helpers);
     settle(|| !is_there(last)).await;
+}
+
+async fn a_child_without_work_ends() {
+    let helpers =
+        Helpers::<Tasks>::new(ProcessOptions::default(), 1, Duration::from_millis(100)).unwrap();
+    let idle = run(&helpers, Task::Tell).await.unwrap();
+    settle(|| !is_there(idle)).await;
+    assert_ne!(run(&helpers, Task::Tell).await.unwrap(), idle);
 }
 
 /// `ISOLATION_CYCLES` sets another number than 50.
@@ -232,7 +257,7 @@ async fn nothing_is_left_of_helpers_after_many_cycles() {
             0 => drop(run(&helpers, Task::Die(Fate::Segfault)).await.unwrap_err()),
             1 => drop(run(&helpers, Task::Garbage(vec![0xff; 4])).await.unwrap_err()),
             2 => drop(tokio::time::timeout(Duration::from_millis(5), run(&helpers, Task::Loop)).await),
-            _ => helpers.end_idle().await,
+            _ => helpers.end().await,
         }
     }
     settle(|| children().is_empty() && descriptors().len() <= before.len()).await;
