@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use super::choice::{Candidate, Place, choose};
+use super::choice::{Asking, Candidate, Place, choose};
 use super::peer::Peer;
 use super::protocol::{Boot, Message, Refusal, Run, Wanted, lane_index};
 use super::{Effect, GRACE, MAX_LOSSES, Router, WINDOW};
@@ -157,7 +157,8 @@ impl Router {
         let known: Vec<Candidate> = willing.iter().map(|(_, candidate)| *candidate).collect();
         let mut random = self.random.clone();
         let waited = self.now.since(asked.since);
-        let place = choose(own, &known, wanted, (cost, waited), &mut random);
+        let left = asked.request.deadline.min(asked.request.end).since(self.now);
+        let place = choose(own, &known, wanted, Asking { cost, waited, left }, &mut random);
         let (none_left, failed) = (willing.is_empty(), asked.left_alone());
         let late = asked.lost_by.map_or(Failed::Late { running: false }, Failed::PeerLost);
         let is_late = self.now >= asked.request.deadline.min(asked.request.end);

@@ -48,7 +48,7 @@ impl Router {
         let to: BTreeSet<Boot> = match asked.kind {
             CallKind::Preload => {
                 let places: Vec<_> = serving.iter().map(|(_, candidate)| *candidate).collect();
-                home(&places, &asked.wanted)
+                home(&places, &asked.wanted, asked.ends.since(self.now))
                     .into_iter()
                     .filter_map(|place| if let Place::At(boot) = place { Some(boot) } else { None })
                     .collect()

@@ -3,7 +3,7 @@
 //! all, and no node is sent everything at once by peers that have all heard the same (Mitzenmacher, The Power of Two
 //! Choices, 2001). Where nobody holds it, or all who do take much longer than one more load, where its bytes fit with the
 //! least eviction. A node that fails what it runs is soon done with it, and so would be sent everything: it is left out while
-//! another one can serve.
+//! another one can serve without much ado.
 
 use std::time::Duration;
 
@@ -179,14 +179,23 @@ impl Candidate {
     }
 }
 
-/// Those who can serve a model: without the ones that fail what they run, unless there are none but them.
-fn sound(mut all: Vec<Candidate>) -> Vec<Candidate> {
+/// Those who can serve a model: without the ones that fail what they run, unless there are none but them. A failing one that
+/// holds it is left out for one that would have to load it only where that is done in the time that is left, and nothing goes
+/// for it: what is known to work there may be worth more than this request.
+fn sound(mut all: Vec<Candidate>, left: Duration) -> Vec<Candidate> {
     let bytes = all.iter().filter_map(|candidate| candidate.bytes).max();
+    let is_sound = |candidate: &Candidate| candidate.holds && !candidate.fails();
+    let are_failing = all.iter().any(|candidate| candidate.holds) && !all.iter().any(is_sound);
     let serves = |candidate: &Candidate| {
-        !candidate.fails() && (candidate.holds || Eviction::of(candidate.room, bytes) != Eviction::TooLittle)
+        let fits = match Eviction::of(candidate.room, bytes) {
+            Eviction::Of(missing) => !are_failing || (missing == 0 && candidate.load <= left),
+            Eviction::Unknown => !are_failing,
+            Eviction::TooLittle => false,
+        };
+        !candidate.fails() && (candidate.holds || fits)
     };
     if all.iter().any(serves) {
-        all.retain(|candidate| !candidate.fails());
+        all.retain(|candidate| if are_failing { serves(candidate) } else { !candidate.fails() });
     }
     all
 }
@@ -243,16 +252,25 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Chooses a place for a request of this cost that has waited for so long, or none if it is better off with waiting for a
-/// slot. `peers` are those who serve its model.
+/// A request, as far as its place depends on it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking {
+    pub(super) cost: u64,
+    /// Time for which it has waited.
+    pub(super) waited: Duration,
+    /// Time in which it has to have begun.
+    pub(super) left: Duration,
+}
+
+/// Chooses a place for a request, or none if it is better off with waiting for a slot. `peers` are those who serve its model.
 pub(super) fn choose(
     own: Option<&Own>,
     peers: &[Candidate],
     wanted: &Wanted,
-    (cost, waited): (u64, Duration),
+    Asking { cost, waited, left }: Asking,
     random: &mut fastrand::Rng,
 ) -> Option<Place> {
-    let all = sound(own.map(Candidate::here).into_iter().chain(peers.iter().copied()).collect());
+    let all = sound(own.map(Candidate::here).into_iter().chain(peers.iter().copied()).collect(), left);
     let is_here = all.iter().any(|candidate| candidate.place == Place::Here);
     if is_here && own.is_some_and(Own::serves_at_once) {
         return Some(Place::Here);
@@ -295,9 +313,9 @@ pub(super) fn choose(
     chosen.map(|candidate| candidate.place)
 }
 
-/// The place where a model is, or is loaded with the least eviction: all who ask find the same one.
-pub(super) fn home(all: &[Candidate], wanted: &Wanted) -> Option<Place> {
-    let all = sound(all.to_vec());
+/// The place where a model is, or is loaded with the least eviction, in so much time: all who ask find the same one.
+pub(super) fn home(all: &[Candidate], wanted: &Wanted, left: Duration) -> Option<Place> {
+    let all = sound(all.to_vec(), left);
     let holders = all.iter().filter(|candidate| candidate.holds);
     let held = holders.min_by_key(|candidate| (candidate.load, turn(candidate.place, wanted)));
     let home = held.or_else(|| Comparison::of(&all, wanted, 1).freshest(&all));

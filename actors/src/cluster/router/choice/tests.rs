@@ -30,9 +30,16 @@ fn own(workers: u32, requests: u32, queue: u64) -> Own {
     Own { wanted, workers, capacity, used, requests, queue, unit, load, bytes: None, room: None, failed: 0 }
 }
 
+/// Time in which a request has to have begun.
+const LEFT: Duration = Duration::from_secs(5);
+
+fn asking(cost: u64, waited: Duration) -> Asking {
+    Asking { cost, waited, left: LEFT }
+}
+
 /// The place of a request of cost 10.
 fn at(own: Option<&Own>, peers: &[Candidate]) -> Option<Place> {
-    choose(own, peers, &wanted(), (10, Duration::ZERO), &mut fastrand::Rng::with_seed(1))
+    choose(own, peers, &wanted(), asking(10, Duration::ZERO), &mut fastrand::Rng::with_seed(1))
 }
 
 #[test]
@@ -115,12 +122,12 @@ fn of_equal_nodes_this_one_loads_it_or_else_the_same_one_whoever_asks() {
     let reversed: Vec<Candidate> = peers.iter().rev().copied().collect();
     for seed in 0..20 {
         let mut random = fastrand::Rng::with_seed(seed);
-        assert_eq!(choose(None, &reversed, &wanted(), (10, Duration::ZERO), &mut random), chosen);
+        assert_eq!(choose(None, &reversed, &wanted(), asking(10, Duration::ZERO), &mut random), chosen);
     }
-    assert_eq!(home(&peers, &wanted()), chosen);
+    assert_eq!(home(&peers, &wanted(), LEFT), chosen);
     // Another model has another place.
     let others = (0..20).map(|model| Wanted { model: format!("model {model}").into(), ..wanted() });
-    let mut places: Vec<_> = others.filter_map(|other| home(&peers, &other)).collect();
+    let mut places: Vec<_> = others.filter_map(|other| home(&peers, &other, LEFT)).collect();
     places.sort();
     places.dedup();
     assert_eq!(places.len(), 4);
@@ -130,7 +137,7 @@ fn of_equal_nodes_this_one_loads_it_or_else_the_same_one_whoever_asks() {
 fn who_loads_a_model_holds_it_for_those_who_come_after() {
     let loading = Candidate { holds: true, requests: 1, queue: 10, ..roomy(1, 0, 0) };
     assert_eq!(at(None, &[roomy(2, 500, 0), loading]), Some(Place::At(Boot(1))));
-    assert_eq!(home(&[roomy(2, 500, 0), loading], &wanted()), Some(loading.place));
+    assert_eq!(home(&[roomy(2, 500, 0), loading], &wanted(), LEFT), Some(loading.place));
 }
 
 #[test]
@@ -156,7 +163,7 @@ fn a_hot_model_spreads_where_that_is_much_sooner_than_to_wait() {
     here.load = Duration::from_secs(1);
     let after = |millis| {
         let random = &mut fastrand::Rng::with_seed(1);
-        choose(Some(&here), &[full(100)], &wanted(), (10, MILLI * millis), random)
+        choose(Some(&here), &[full(100)], &wanted(), asking(10, MILLI * millis), random)
     };
     assert_eq!(after(900), None);
     assert_eq!(after(1100), Some(Place::Here));
@@ -168,15 +175,15 @@ fn a_cold_model_is_asked_for_in_one_place() {
     let chosen = at(None, &idle);
     for seed in 0..20 {
         let mut random = fastrand::Rng::with_seed(seed);
-        assert_eq!(choose(None, &idle, &wanted(), (10, Duration::ZERO), &mut random), chosen);
+        assert_eq!(choose(None, &idle, &wanted(), asking(10, Duration::ZERO), &mut random), chosen);
     }
     // It has something to do, or is slow.
     for change in [|one: &mut Candidate| one.requests = 1, |one: &mut Candidate| one.unit = Some(MILLI * 3)] {
         let mut changed = idle.clone();
         changed.iter_mut().filter(|one| Some(one.place) == chosen).for_each(change);
         let mut random = fastrand::Rng::with_seed(7);
-        let all =
-            (0..200).filter_map(|_| choose(None, &changed, &wanted(), (10, Duration::ZERO), &mut random));
+        let all = (0..200)
+            .filter_map(|_| choose(None, &changed, &wanted(), asking(10, Duration::ZERO), &mut random));
         let mut all: Vec<Place> = all.collect();
         all.sort();
         all.dedup();
@@ -193,11 +200,11 @@ fn a_node_that_fails_what_it_runs_is_left_out_while_there_is_another() {
     assert_eq!(at(None, &[sometimes, busy]), Some(Place::At(Boot(1))));
     // Without another one it is as good as any.
     assert_eq!(at(None, &[failing(1)]), Some(Place::At(Boot(1))));
-    assert_eq!(home(&[failing(1)], &wanted()), Some(Place::At(Boot(1))));
+    assert_eq!(home(&[failing(1)], &wanted(), LEFT), Some(Place::At(Boot(1))));
     assert!(at(None, &[failing(1), failing(2)]).is_some());
     // One that would have to load it is another one, if it fits there.
     assert_eq!(at(None, &[failing(1), roomy(2, 200, 0)]), Some(Place::At(Boot(2))));
-    assert_eq!(home(&[failing(1), roomy(2, 200, 0)], &wanted()), Some(Place::At(Boot(2))));
+    assert_eq!(home(&[failing(1), roomy(2, 200, 0)], &wanted(), LEFT), Some(Place::At(Boot(2))));
     assert_eq!(at(None, &[failing(1), roomy(2, 99, 0)]), Some(Place::At(Boot(1))));
     // One without a slot is worth the wait.
     assert_eq!(at(None, &[failing(1), Candidate { is_free: false, ..busy }]), None);
@@ -206,4 +213,26 @@ fn a_node_that_fails_what_it_runs_is_left_out_while_there_is_another() {
     assert_eq!(at(Some(&here), &[busy]), Some(Place::At(Boot(2))));
     assert_eq!(at(Some(&here), &[failing(1)]), Some(Place::Here));
     assert_eq!(at(Some(&own(1, 1, 1000)), &[failing(1)]), Some(Place::Here));
+}
+
+#[test]
+fn a_failing_node_is_left_out_for_a_load_only_if_that_is_done_in_time_and_evicts_nothing() {
+    let failing = Candidate { failed: 50, ..candidate(1, 0, 0, MILLI) };
+    let places = |other: Candidate| {
+        let place = at(None, &[failing, other]);
+        assert_eq!(home(&[failing, other], &wanted(), LEFT), place);
+        place
+    };
+    let (first, other) = (Some(Place::At(Boot(1))), Some(Place::At(Boot(2))));
+    assert_eq!(places(roomy(2, 100, 0)), other);
+    assert_eq!(places(roomy(2, 99, 1000)), first, "one that works would go");
+    assert_eq!(places(cold(2, MILLI)), first, "whether it fits is not known");
+    assert_eq!(places(Candidate { load: LEFT, ..roomy(2, 100, 0) }), other);
+    assert_eq!(places(Candidate { load: LEFT + MILLI, ..roomy(2, 100, 0) }), first, "it would be too late");
+    // Of several, only those that are such.
+    let late = Candidate { load: LEFT * 2, ..roomy(2, 1000, 0) };
+    assert_eq!(at(None, &[failing, late, roomy(3, 100, 0)]), Some(Place::At(Boot(3))));
+    // Where nobody holds it, it has to be loaded anyway.
+    let failed = Candidate { failed: 50, ..roomy(1, 100, 0) };
+    assert_eq!(at(None, &[failed, roomy(2, 0, 100)]), other);
 }
