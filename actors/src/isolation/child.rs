@@ -63,6 +63,9 @@ pub(super) fn run(version: &OsStr, loaders: &[KnownLoader]) -> ! {
     // Without it, the end of the connection tells.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    // When memory runs out, the kernel shall take it before the application. Anybody may ask for that.
+    #[cfg(target_os = "linux")]
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     if version != OsStr::new(&wire::VERSION.to_string()) {
         eprintln!("this process was started as a child by another version of its program; it ends");
         die();

@@ -22,6 +22,10 @@ pub(crate) const TESTS: &[crate::tests::Test] = &[
     ("children_are_few_and_end_when_they_are_told_to", || {
         block_on(children_are_few_and_end_when_they_are_told_to())
     }),
+    #[cfg(target_os = "linux")]
+    ("a_child_goes_before_its_parent_when_memory_runs_out", || {
+        block_on(a_child_goes_before_its_parent_when_memory_runs_out())
+    }),
     ("a_child_without_work_ends", || block_on(a_child_without_work_ends())),
 ];
 
@@ -237,9 +241,16 @@ async fn children_are_few_and_end_when_they_are_told_to() {
     settle(|| !is_there(last)).await;
 }
 
+#[cfg(target_os = "linux")]
+async fn a_child_goes_before_its_parent_when_memory_runs_out() {
+    let helpers = helpers(1);
+    let process = run(&helpers, Task::Tell).await.unwrap();
+    let score = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "1000");
+}
+
 async fn a_child_without_work_ends() {
-    let helpers =
-        Helpers::<Tasks>::new(ProcessOptions::default(), 1, Duration::from_millis(100)).unwrap();
+    let helpers = Helpers::<Tasks>::new(ProcessOptions::default(), 1, Duration::from_millis(100)).unwrap();
     let idle = run(&helpers, Task::Tell).await.unwrap();
     settle(|| !is_there(idle)).await;
     assert_ne!(run(&helpers, Task::Tell).await.unwrap(), idle);
