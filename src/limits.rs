@@ -53,7 +53,9 @@
 //! | tenants of a model, and weight of one | [`MAX_TENANTS`], 4,096; 1 to [`MAX_TENANT_WEIGHT`], 1,000 | `InvalidConfig` of the actors |
 //! | requests that wait for a model | `QueueCapacity` of the capability | [`Overloaded`], or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
-//! | bytes of a request, a chunk or an output of a model in a process of its own | [`MAX_FRAME_BYTES`], 1 GiB | `InvalidInput` |
+//! | bytes of a request, a chunk or an output of a model in a process of its own, and of an image, encoded or not, that is decoded in one | [`MAX_FRAME_BYTES`], 1 GiB | `InvalidInput`; [`InvalidSetting`] where [`ImageLimits`] allow a larger image |
+//! | bytes that a process that decodes images may answer | those of the pixels that its header says, `MARGIN` of `image_input/apart.rs`, 8 KiB, and `ENVELOPE` of `isolation/helpers.rs` of `model-actors`, 64 KiB; `MAX_REASON` of `image_input/apart.rs`, 4 KiB, of the reason for an error | [`ImageDecoderDied`] |
+//! | processes that decode images, and time without images after which one ends | `decoders` of [`ImageSettings`]; `IDLE_LIMIT` of `image_input/apart.rs`, 10 s | images wait for one, then [`ImageTooSlow`] |
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
 //! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
 //! | redirects from a file of the hub to its content | `MAX_REDIRECTS` of `hub/client.rs`, 10 | [`TransferFailed`] |

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::decode;
 use super::memory::ImagePermit;
 use crate::error::{Error, Result};
-use crate::limits::ImageLimits;
+use crate::limits::{ImageLimits, MAX_FRAME_BYTES};
 
 /// Time without images after which a child ends.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -22,6 +22,8 @@ const PROGRAM: u64 = 2 << 30;
 
 /// Most bytes of an answer beside a picture's pixels.
 const MARGIN: usize = 8 << 10;
+/// Bytes of a frame that are kept for what travels beside an image.
+const BESIDE: u64 = 1 << 20;
 /// Maximum number of bytes of the reason for which a child cannot decode an image.
 const MAX_REASON: usize = 4 << 10;
 
@@ -78,8 +80,10 @@ impl Apart {
     /// Starts nothing yet.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`] where there can be no such processes.
+    /// [`Error::InvalidSetting`] where there can be no such processes, or the limits allow an image that does not go to one or
+    /// come from it.
     pub(super) fn new(mut options: ProcessOptions, limits: &ImageLimits, decoders: usize) -> Result<Self> {
+        check_frames(limits)?;
         // Elsewhere the kernel may know no such limit.
         if cfg!(target_os = "linux") {
             options.address_space.get_or_insert(address_space(limits));
@@ -140,6 +144,23 @@ impl Apart {
     }
 }
 
+/// Checks that any image within the limits goes to a process at once, and its pixels come back at once.
+fn check_frames(limits: &ImageLimits) -> Result<()> {
+    // Sides are limited too.
+    let pixels = limits.pixels.min(u64::from(limits.side).saturating_mul(limits.side.into()));
+    let pixels = pixels.saturating_mul(super::BYTES_A_PIXEL);
+    for (what, bytes) in [("encoded bytes", limits.encoded.0), ("bytes of pixels", pixels)] {
+        if bytes.saturating_add(BESIDE) > MAX_FRAME_BYTES as u64 {
+            let most = MAX_FRAME_BYTES as u64 - BESIDE;
+            let reason = format!(
+                "its limits allow an image of {bytes} {what}; at most {most} go to or come from a process of its own"
+            );
+            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
+        }
+    }
+    Ok(())
+}
+
 /// The address space that decoding any image within the limits takes.
 fn address_space(limits: &ImageLimits) -> Bytes {
     let pixels = limits.pixels.saturating_mul(super::BYTES_A_PIXEL);
@@ -161,7 +182,9 @@ fn short(error: Error) -> Error {
 fn told(error: Error) -> Error {
     let is_a_decoders = match &error {
         Error::ImageTooLarge { what, .. } => what.len() <= MAX_REASON,
-        Error::UnsupportedImage { found: reason } | Error::InvalidImage { reason } => reason.len() <= MAX_REASON,
+        Error::UnsupportedImage { found: reason } | Error::InvalidImage { reason } => {
+            reason.len() <= MAX_REASON
+        }
         _ => false,
     };
     if is_a_decoders { error } else { died(protocol("an error came that no decoder has")) }
@@ -183,4 +206,33 @@ fn died(end: ProcessEnd) -> Error {
 
 fn protocol(reason: &str) -> ProcessEnd {
     ProcessEnd::Protocol { reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_no_frame_takes_are_refused() {
+        let limits = ImageLimits::default;
+        check_frames(&limits()).unwrap();
+        let most = MAX_FRAME_BYTES as u64 - BESIDE;
+        check_frames(&limits().with_encoded(Bytes(most))).unwrap();
+        let refused = [
+            limits().with_encoded(Bytes(most + 1)),
+            limits().with_pixels(most / 3 + 1).with_side(u32::MAX),
+            limits().with_pixels(u64::MAX).with_side(u32::MAX).with_encoded(Bytes(u64::MAX)),
+        ];
+        for limits in refused {
+            let error = check_frames(&limits).unwrap_err();
+            assert!(matches!(error, Error::InvalidSetting { .. }), "{error}");
+        }
+        check_frames(&limits().with_pixels(u64::MAX)).unwrap();
+    }
+
+    #[test]
+    fn an_error_that_was_cut_short_is_taken_from_a_child() {
+        let error = short(Error::InvalidImage { reason: "\u{1f308}".repeat(MAX_REASON) });
+        assert_eq!(told(error.clone()), error);
+    }
 }

@@ -49,6 +49,10 @@ pub struct ImageSettings {
     /// loop without end, it does to its child alone: the image that was decoded there gets
     /// [`Error::ImageDecoderDied`] or [`Error::ImageTooSlow`], and others are unaffected.
     ///
+    /// A child decodes one image after another, of whichever callers, also after one that it found invalid. So this
+    /// contains faults, not an attacker: an image that takes a child over without ending it sees those that are decoded there
+    /// later, and can have other pixels come of them, as many as their headers say.
+    ///
     /// Needs [`run_child_if_asked`](crate::isolation::run_child_if_asked) at the top of `main`, and Unix. Pixels are copied once more.
     /// Unless [`ProcessOptions::address_space`](crate::isolation::ProcessOptions::address_space) is set, on Linux it is limited to
     /// what images within [`Self::limits`] take, and 2 GiB;
