@@ -26,6 +26,7 @@ mod jpeg;
 mod webp;
 mod to_rgb;
 mod decode;
+mod memory;
 mod apart;
 mod decoder_threads;
 mod file;
@@ -37,7 +38,6 @@ pub(crate) mod address;
 mod fetch;
 #[cfg(not(feature = "image-urls"))]
 mod no_fetch;
-mod memory;
 #[cfg(test)]
 mod tests;
 
