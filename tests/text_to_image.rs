@@ -386,7 +386,7 @@ fn impossible_settings_are_refused_by_name_of_the_setting() {
         ("sd15", "unet/config.json", json!({"layers_per_block": 0})),
         ("sd15", "unet/config.json", json!({"layers_per_block": huge})),
         ("sd15", "unet/config.json", json!({"cross_attention_dim": 31})),
-        ("sd15", "unet/config.json", json!({"in_channels": 9})),
+        ("sd15", "unet/config.json", json!({"in_channels": 8})),
         ("sd15", "unet/config.json", json!({"in_channels": 0})),
         ("sd15", "unet/config.json", json!({"sample_size": huge})),
         ("sd15", "unet/config.json", json!({"sample_size": 0})),
