@@ -494,3 +494,6 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Weights<CapabilityOf<M>> for Share
         Ok(Box::new(M::over(Arc::clone(&self.0))?))
     }
 }
+
+#[cfg(test)]
+mod tests;

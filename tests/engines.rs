@@ -2,6 +2,8 @@
 //! files. The other node is this executable again, so there is no test harness.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use candle_actors::{
     LoadContext, LoadOptions, PeerModelStatus, RerankingModel, Source, SourceSpec, StandaloneModel,
     TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel, model_actors,
 };
+use common::folders::copied;
 
 const TEXTS: [&str; 2] = ["The cat sleeps.", "It rains."];
 
@@ -181,25 +184,6 @@ fn a_model_here_goes_first_and_a_model_is_its_files() {
         assert_eq!(vector("other").await.unwrap(), own(&mpnet), "that of the other node is another model");
         engine.shutdown().await;
     });
-}
-
-/// A copy of a folder of files and folders of files.
-fn copied(from: &Path) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
-    copy(from, to.path());
-    to
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap().map(std::io::Result::unwrap) {
-        let (path, name) = (entry.path(), entry.file_name());
-        if path.is_dir() {
-            std::fs::create_dir(to.join(&name)).unwrap();
-            copy(&path, &to.join(name));
-        } else {
-            std::fs::copy(&path, to.join(name)).unwrap();
-        }
-    }
 }
 
 /// Digest of the model in a folder, before and after it is loaded.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_actors::{Engine, Error, PaintImage, Source, StandaloneModel, TextToImageModel};
 use candle_core::{Device, Tensor};
-use common::folders::families_of;
+use common::folders::{copied, families_of};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -99,9 +99,7 @@ struct Damaged(TempDir);
 
 impl Damaged {
     fn copy(name: &str) -> Self {
-        let copy = Self(tempfile::tempdir().unwrap());
-        copy_folder(&fixture(name), copy.0.path());
-        copy
+        Self(copied(&fixture(name)))
     }
 
     fn change(&self, file: &str, change: impl FnOnce(&mut Value)) {
@@ -113,18 +111,6 @@ impl Damaged {
 
     fn load(&self) -> Result<TextToImageModel, Error> {
         TextToImageModel::load(Source::directory(self.0.path()))
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use candle_actors::{
     Error, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel, TextToImageModel,
 };
+use common::folders::copied;
 use common::model::{TinyModel, write};
 use serde_json::json;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -149,26 +150,12 @@ fn clip_files_are_bounded() {
         ("merges.txt", vec![b'\n'; 60 * MIB], 16 * MIB),
         ("merges.txt", b"a a\n".repeat(MIB - 1), 48 * MIB),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        copy(&sound, folder.path());
+        let folder = copied(&sound);
         std::fs::write(folder.path().join("tokenizer").join(file), &content).unwrap();
         let (error, bytes) = load::<TextToImageModel>(folder.path());
         let error = error.unwrap_or_else(|| panic!("{file} of {} bytes is taken", content.len()));
         println!("{file}: {} MiB of {} MiB: {error}", bytes / MIB, content.len() / MIB);
         assert!(error.to_string().contains(file) && bytes < most, "{file}: {bytes} bytes: {error}");
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            std::fs::create_dir(&target).unwrap();
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
     }
 }
 

@@ -5,16 +5,19 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 use candle_actors::{
     EmbedOutputs, EmbedPrompt, EmbedTexts, Engine, Error, LoadOptions, Source, StandaloneModel,
     TextEmbeddingModel, Truncate,
 };
+use candle_core::{DType, Device, Tensor};
 use common::difference;
-use common::folders::families_of;
+use common::folders::{copied, families_of};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Largest difference from the reference, and between a text alone and the same in a batch.
 const TOLERANCE: f32 = 1e-4;
@@ -134,23 +137,17 @@ fn what_such_a_model_does_not_have_is_refused() {
 }
 
 /// A copy of a model whose file has this value in place of its own.
-fn changed(family: &str, file: &str, name: &str, value: Value) -> tempfile::TempDir {
-    let own = tempfile::tempdir().unwrap();
-    copy(&folder(family), own.path());
+fn changed(family: &str, file: &str, name: &str, value: Value) -> TempDir {
+    let own = copied(&folder(family));
+    change(&own, file, name, value);
+    own
+}
+
+fn change(own: &TempDir, file: &str, name: &str, value: Value) {
     let path = own.path().join(file);
     let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     json[name] = value;
     std::fs::write(path, json.to_string()).unwrap();
-    own
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let name = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &name) } else { std::fs::copy(&path, name).map(drop).unwrap() }
-    }
 }
 
 #[test]
@@ -184,6 +181,64 @@ fn settings_that_change_the_vectors_and_are_not_understood_are_refused_by_name()
     let own = changed("stanford", METADATA, "a_new_setting", json!(1));
     let options = LoadOptions::default().with_allow_unread(true);
     assert!(TextEmbeddingModel::load_with(Source::directory(own.path()), options).is_ok());
+}
+
+#[test]
+fn files_that_do_not_go_together_are_refused() {
+    const PYLATE: &str = "config_sentence_transformers.json";
+    let refused = |own: &TempDir, told: &str| {
+        let error = TextEmbeddingModel::load(Source::directory(own.path())).err();
+        let words = error.unwrap_or_else(|| panic!("a model is loaded, not refused for {told}")).to_string();
+        assert!(words.contains(told), "{told}: {words}");
+    };
+    // A table in place of the encoder.
+    let modules = json!([
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.StaticEmbedding"},
+        {"idx": 1, "path": "1_Dense", "type": "pylate.models.Dense.Dense"}
+    ]);
+    let own = changed("pylate", PYLATE, "do_query_expansion", json!(false));
+    std::fs::write(own.path().join("modules.json"), modules.to_string()).unwrap();
+    let table = Tensor::zeros((400, 32), DType::F32, &Device::Cpu).unwrap();
+    let table = HashMap::from([("embedding.weight", table)]);
+    candle_core::safetensors::save(&table, own.path().join("model.safetensors")).unwrap();
+    refused(&own, "a table of tokens");
+    // Vectors of tokens are asked for, and the layers that make them are not there.
+    let own = copied(&folder("pylate"));
+    std::fs::remove_file(own.path().join("modules.json")).unwrap();
+    refused(&own, "modules.json");
+    // Each query would be filled up to as many.
+    let own = changed("pylate", PYLATE, "query_length", json!(5000));
+    change(&own, "config.json", "max_position_embeddings", json!(5000));
+    change(&own, "sentence_bert_config.json", "max_seq_length", json!(5000));
+    change(&own, "tokenizer_config.json", "model_max_length", json!(5000));
+    refused(&own, "1024 are the most");
+    // The markers are the last two tokens, 400 and 401.
+    let own = with_rows("word_embeddings.weight", 401);
+    change(&own, "config.json", "vocab_size", json!(401));
+    refused(&own, "the model has 401 rows");
+    let own = with_rows("linear.weight", 0);
+    change(&own, "artifact.metadata", "dim", Value::Null);
+    refused(&own, "vectors of no length");
+}
+
+/// A copy of Stanford's model with so many rows of a tensor.
+fn with_rows(tensor: &str, rows: usize) -> TempDir {
+    let own = copied(&folder("stanford"));
+    let file = own.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let whole = tensors.iter_mut().find(|(name, _)| name.ends_with(tensor)).unwrap().1;
+    *whole = whole.narrow(0, 0, rows).unwrap().contiguous().unwrap();
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    own
+}
+
+#[test]
+fn tokens_are_counted_with_the_marker() {
+    for family in families_of("late_interaction") {
+        let model = load(&family);
+        let made = model.embeddings(&request("document", &["A cat, asleep."])).unwrap();
+        assert_eq!(model.count_tokens("A cat, asleep.").unwrap(), made.usage.prompt_tokens, "{family}");
+    }
 }
 
 #[test]

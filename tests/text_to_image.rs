@@ -5,13 +5,13 @@
 mod common;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_actors::{
     Engine, Error, ImagePainter, PaintImage, Picture, PoolConfig, Source, StandaloneModel, TextToImageModel,
 };
 use candle_core::{Device, Tensor};
-use common::folders::families_of;
+use common::folders::{copied, families_of};
 use common::root;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -322,23 +322,15 @@ async fn a_bad_request_fails_alone_and_its_error_has_both_numbers() {
     assert!(engine.shutdown().await.is_clean());
 }
 
+#[test]
+fn an_autoencoder_for_previews_is_read_without_its_encoder() {
+    let copy = changed("sd_turbo", "taesd/config.json", json!({"encoder_block_out_channels": [0]}));
+    TextToImageModel::load(Source::directory(copy.path())).unwrap();
+}
+
 /// A copy of a fixture, to be damaged.
 fn copy(family: &str) -> TempDir {
-    fn copy_into(from: &Path, to: &Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            let target = to.join(path.file_name().unwrap());
-            if path.is_dir() {
-                copy_into(&path, &target);
-            } else {
-                std::fs::copy(&path, target).unwrap();
-            }
-        }
-    }
-    let folder = tempfile::tempdir().unwrap();
-    copy_into(&fixture(family), folder.path());
-    folder
+    copied(&fixture(family))
 }
 
 fn error(folder: &TempDir) -> Error {
@@ -416,6 +408,8 @@ fn impossible_settings_are_refused_by_name_of_the_setting() {
         ("sd_tiny", "vae/config.json", json!({"num_decoder_blocks": [huge, 1, 1, 1]})),
         ("sd_tiny", "vae/config.json", json!({"latent_channels": 5})),
         ("sd_tiny", "vae/config.json", json!({"scaling_factor": 0.0})),
+        ("sd_tiny", "vae/config.json", json!({"encoder_block_out_channels": [0, 0, 0, 0]})),
+        ("sd_tiny", "vae/config.json", json!({"num_encoder_blocks": [1, 1, 1]})),
         ("sd_turbo", "taesd/config.json", json!({"latent_channels": 5})),
         (
             "sd_turbo",

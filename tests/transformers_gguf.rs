@@ -9,7 +9,6 @@
 mod common;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -20,9 +19,10 @@ use candle_actors::{
     StandaloneModel, TextGenerationModel, TextGenerator, TextToText,
 };
 use candle_core::quantized::gguf_file::Value;
-use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use common::folders::families_of;
+use common::gguf::rewritten;
 use common::root;
 use common::text::one_worker;
 use serde::Deserialize;
@@ -179,16 +179,7 @@ fn changed(
     change: impl FnOnce(&mut HashMap<String, QTensor>, &mut HashMap<String, Value>),
 ) -> TempDir {
     let own = tempfile::tempdir().unwrap();
-    let mut reader = File::open(folder(name).join(format!("tiny-{name}.gguf"))).unwrap();
-    let content = gguf_file::Content::read(&mut reader).unwrap();
-    let read = |name: &String| (name.clone(), content.tensor(&mut reader, name, &Device::Cpu).unwrap());
-    let mut tensors: HashMap<String, QTensor> = content.tensor_infos.keys().map(read).collect();
-    let mut metadata = content.metadata.clone();
-    change(&mut tensors, &mut metadata);
-    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-    let tensors: Vec<(&str, &QTensor)> =
-        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    gguf_file::write(&mut File::create(own.path().join("model.gguf")).unwrap(), &metadata, &tensors).unwrap();
+    rewritten(&folder(name).join(format!("tiny-{name}.gguf")), &own.path().join("model.gguf"), change);
     own
 }
 

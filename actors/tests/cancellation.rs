@@ -62,13 +62,17 @@ async fn a_cancelled_request_never_runs_however_late_the_word_of_it_comes() {
     assert!(is_pending(&mut gone).await);
     queued(&test, &model, 1).await;
     // The pool shares this thread, so nothing of this reaches it before the next real wait: first the thread says
-    // that it has finished, then the caller goes.
+    // that it has finished, which wakes the pool, then the caller goes.
+    let runtime = tokio::runtime::Handle::current().metrics();
+    assert_eq!(runtime.global_queue_depth(), 0);
     gate.open();
     while is_pending(&mut running).await {
         std::thread::yield_now();
     }
-    // The answer comes a moment before the report. Were this too short the test would prove less, not fail.
-    std::thread::sleep(millis(20));
+    // The report comes a moment after the answer.
+    while runtime.global_queue_depth() == 0 {
+        std::thread::yield_now();
+    }
     drop(gone);
     assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
     assert_eq!(record.requests_run(), 2);

@@ -36,6 +36,13 @@ pub(crate) enum Arithmetic {
     Exact,
 }
 
+impl Arithmetic {
+    /// That of a model whose products are to be exact, or need not be.
+    pub(crate) fn of(exact: bool) -> Self {
+        if exact { Self::Exact } else { Self::EightBit }
+    }
+}
+
 /// Linear layer whose weight is packed for the processor, or a tensor on an accelerator.
 #[derive(Debug)]
 pub(crate) struct PackedLinear {

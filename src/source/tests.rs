@@ -14,6 +14,12 @@ fn a_file_name_cannot_lead_out_of_the_model() {
 }
 
 #[test]
+fn the_folder_of_a_bare_file_name_is_this_one() {
+    let folders = ["model.gguf", "models/model.gguf", "/model.gguf"].map(|file| parent_of(Path::new(file)));
+    assert_eq!(folders, [".", "models", "/"].map(Path::new));
+}
+
+#[test]
 fn a_path_is_no_name_of_a_repository() {
     let wrong =
         r"./models/mine /models/mine ../mine a/b/c a/ a/.. a/b..c a--b/c a/b?c a/b#c a/%2e%2e a\b/c .. a/b@c";

@@ -4,6 +4,7 @@
 pub(crate) mod folders;
 pub(crate) mod fixtures;
 pub(crate) mod fragile;
+pub(crate) mod gguf;
 pub(crate) mod large_llama;
 pub(crate) mod model;
 pub(crate) mod photographs;

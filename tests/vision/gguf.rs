@@ -4,7 +4,11 @@
 use std::path::Path;
 
 use candle_actors::TextGenerationModel;
+use candle_core::DType;
+use candle_core::quantized::gguf_file::Value as GgufValue;
+use candle_core::quantized::{GgmlDType, QTensor};
 
+use super::common::gguf::rewritten;
 use super::*;
 
 fn folder(family: &str) -> PathBuf {
@@ -147,9 +151,38 @@ fn the_file_of_the_tower_is_found_or_named() {
     // The text half is a model of its own.
     TextGenerationModel::load(source.clone()).unwrap();
     add("mmproj-model.gguf", "mmproj-b.gguf");
-    let error = refused(copy.path());
-    assert!(matches!(&error, Error::SeveralGgufFiles { files, .. } if files.len() == 2), "{error}");
+    let several = |error: Error| {
+        assert!(matches!(&error, Error::SeveralGgufFiles { files, .. } if files.len() == 2), "{error}");
+    };
+    several(refused(copy.path()));
+    std::fs::write(copy.path().join("config.json"), "{}").unwrap();
+    several(refused(copy.path()));
+    std::fs::remove_file(copy.path().join("config.json")).unwrap();
     VisionModel::load(source.clone().projector("mmproj-b.gguf")).unwrap();
     let error = VisionModel::load(source.projector("mmproj-c.gguf")).err().unwrap();
     assert!(matches!(&error, Error::NoSuchFile { .. }), "{error}");
+}
+
+/// One that names the projector twice, has a table of zeros in place of positions, tells no width of its feed-forward networks
+/// and has their two layers the other way round.
+#[test]
+fn a_tower_of_an_older_tool_is_the_same() {
+    let own = tempfile::tempdir().unwrap();
+    std::fs::copy(folder("qwen2_vl").join("model.gguf"), own.path().join("model.gguf")).unwrap();
+    let (from, to) = (folder("qwen2_vl").join("mmproj-model.gguf"), own.path().join("mmproj-model.gguf"));
+    rewritten(&from, &to, |tensors, metadata| {
+        let swapped = |name: String| match (name.contains("ffn_up"), name.contains("ffn_down")) {
+            (true, _) => name.replace("ffn_up", "ffn_down"),
+            (_, true) => name.replace("ffn_down", "ffn_up"),
+            _ => name,
+        };
+        *tensors = std::mem::take(tensors).into_iter().map(|(name, it)| (swapped(name), it)).collect();
+        let zeros = Tensor::zeros((10, 10), DType::F32, &Device::Cpu).unwrap();
+        let zeros = QTensor::quantize(&zeros, GgmlDType::F32).unwrap();
+        tensors.insert("v.position_embd.weight".to_owned(), zeros);
+        metadata.insert("clip.has_qwen2vl_merger".to_owned(), GgufValue::Bool(true));
+        metadata.insert("clip.vision.feed_forward_length".to_owned(), GgufValue::U32(0));
+    });
+    let model = VisionModel::load_with(Source::directory(own.path()), exact()).unwrap();
+    compare("qwen2_vl", &model, Answers::Tokens);
 }

@@ -233,6 +233,9 @@ fn what_a_file_makes_is_bounded_as_a_tokenizer_file_is() {
     let file = gguf("gguf_llama");
     let merges = vec![file.merges[0].clone(); MAX_MERGES + 1];
     assert!(reason(&GgufTokenizer { merges, ..file.clone() }).contains("1398102 merges"));
+    // The tokens are values of it as well.
+    let merges = vec![file.merges[0].clone(); MAX_MERGES];
+    assert!(reason(&GgufTokenizer { merges, ..file.clone() }).contains("1398101 merges"));
     let controls = || (0..=MAX_ADDED_TOKENS).map(|id| format!("<c{id}>"));
     let added = GgufTokenizer {
         kinds: vec![TokenKind::Control; MAX_ADDED_TOKENS + 1],

@@ -15,7 +15,7 @@ use super::noise::Noise;
 use super::pipeline::Watch;
 use crate::error::Error;
 use crate::loader::StandaloneModel as _;
-use crate::models::folders::families_of;
+use crate::models::folders::{copied, families_of};
 use crate::source::Source;
 
 #[derive(Deserialize)]
@@ -178,10 +178,17 @@ fn a_request_that_makes_no_sense_is_refused_by_name() {
     }
 }
 
+/// It would begin with an image of its own, whatever it is asked for.
+#[test]
+fn a_network_that_takes_masked_images_needs_an_encoder() {
+    let own = without_encoder("sd_inpaint");
+    let error = TextToImageModel::load(Source::directory(own.path())).err().unwrap();
+    assert!(matches!(&error, Error::MissingTensor { tensor } if tensor.contains("encoder")), "{error}");
+}
+
 /// A copy of a model whose autoencoder is the decoder alone.
 fn without_encoder(family: &str) -> tempfile::TempDir {
-    let own = tempfile::tempdir().unwrap();
-    copy(&folder(family), own.path());
+    let own = copied(&folder(family));
     let vae = std::fs::read_dir(own.path().join("vae")).unwrap().map(|entry| entry.unwrap().path());
     let weights =
         vae.into_iter().find(|path| path.extension().is_some_and(|it| it == "safetensors")).unwrap();
@@ -189,15 +196,6 @@ fn without_encoder(family: &str) -> tempfile::TempDir {
     tensors.retain(|name, _| !name.starts_with("encoder."));
     candle_core::safetensors::save(&tensors, weights).unwrap();
     own
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let name = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &name) } else { std::fs::copy(&path, name).map(drop).unwrap() }
-    }
 }
 
 #[test]

@@ -1,28 +1,17 @@
 //! The embeddings of T5's encoder, shared or its own, in pictures.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{Device, safetensors};
 use model_actors::PaintImage;
 
+use crate::models::folders::copied;
 use crate::{Source, StandaloneModel as _, TextToImageModel};
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
-        match path.is_dir() {
-            true => copy(&path, &to.join(name)),
-            false => std::fs::copy(path, to.join(name)).map(drop).unwrap(),
-        }
-    }
-}
 
 /// A picture of the fixture, whose encoder has these tensors and embeddings, made of its own.
 fn picture(embeddings: &[(&str, f64)]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_image/flux_schnell");
-    copy(&fixture, folder.path());
+    let folder = copied(&fixture);
     let file = folder.path().join("text_encoder_2/model.safetensors");
     let mut tensors = safetensors::load(&file, &Device::Cpu).unwrap();
     let own = tensors.remove("shared.weight").unwrap();

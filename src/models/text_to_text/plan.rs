@@ -194,11 +194,8 @@ impl TextToTextPlan {
             }
             Kind::Gguf { file, .. } => {
                 context.begin(LoadStage::Load, file.bytes());
-                let arithmetic = match self.generation.exact_products {
-                    true => Arithmetic::Exact,
-                    false => Arithmetic::EightBit,
-                };
-                let way = (arithmetic, self.generation.isolated);
+                let GenerationSettings { exact_products, isolated, .. } = self.generation;
+                let way = (Arithmetic::of(exact_products), isolated);
                 self.config.load_gguf(file, device, way, self.files.unread, context)
             }
         }

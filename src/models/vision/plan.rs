@@ -138,10 +138,7 @@ impl VisionPlan {
         let tower = GgufFile::open(&files.projector(path, context)?)?;
         let file = GgufFile::open(path)?.with_parts(|name| files.gguf_part(path, name, context))?;
         let text = GgufText::read(&files, &file, context)?;
-        let arithmetic = match generation.exact_products {
-            true => Arithmetic::Exact,
-            false => Arithmetic::EightBit,
-        };
+        let arithmetic = Arithmetic::of(generation.exact_products);
         let InFiles { mut architecture, weights, small } =
             InFiles::read((file, arithmetic), tower, &text, files.unread)?;
         architecture.complete(&SmallFiles::Gguf(&files, &small), context)?;
